@@ -1,0 +1,69 @@
+# What a newcomer types. Each folder of packages carries stamps, so that a second call installs nothing.
+
+PYTHON ?= python3
+ARGS ?=
+PIP = -m pip install --disable-pip-version-check $(if $(CI),-q)
+PYTEST = -m pytest -q -n 2 --dist worksteal
+STAMPS_NEED = pyproject.toml constraints/py311.txt constraints/py313.txt
+
+# A Python 3.13 that starts. Where pyenv manages interpreters a bare python3.13 may fail although it is installed.
+NEWEST ?= $(shell ask='import sys; print(sys.executable)'; python3.13 -c "$$ask" 2>/dev/null || \
+	for v in $$(pyenv versions --bare 2>/dev/null | grep '^3\.13\.' | sort -rV); do \
+		PYENV_VERSION=$$v python3.13 -c "$$ask" 2>/dev/null && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help train test test-newest test-all check bench doctor
+.DELETE_ON_ERROR:
+
+help: ## This list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@echo; echo '  ARGS="..." is passed on: make train ARGS="--steps 10", make test ARGS="tests/test_tree.py -x".'
+
+train: .venv/.installed-experiments ## Train a GPT on Python's standard library (ARGS="--help" lists the options).
+	@.venv/bin/python -m experiments.gpt_stdlib $(ARGS)
+
+test: .venv/.installed-test ## The default tests, at most 10 minutes on 2 cores.
+	@.venv/bin/python $(PYTEST) $(ARGS)
+
+test-newest: ## The default tests on Python 3.13 and the newest jax, where there is a Python 3.13.
+	@if [ -e .venv-newest/.installed-test ] || [ -n '$(NEWEST)' ]; then \
+		$(MAKE) --no-print-directory .venv-newest/.installed-test && .venv-newest/bin/python $(PYTEST) $(ARGS); \
+	else echo 'There is no Python 3.13 here: the newest lane was not run. Try make test-newest NEWEST=/path/to/python3.13.'; fi
+
+test-all: .venv/.installed-test ## All tests, the slow ones included.
+	@.venv/bin/python $(PYTEST) -m '' $(ARGS)
+
+check: .venv/.installed-dev ## Lint, format, types and the order of the rooms.
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/pyrefly check --python-interpreter-path .venv/bin/python
+	@.venv/bin/lint-imports --no-logo
+
+bench: .venv/.installed-test ## Every benchmark, one after the other.
+	@for f in benchmarks/[a-z]*.py; do name=$$(basename $$f .py); echo "== $$name"; .venv/bin/python -m benchmarks.$$name $(ARGS) || exit 1; done
+
+doctor: .venv/.installed-experiments ## What of this machine will work, and what will not.
+	@.venv/bin/python -m jaxnn doctor $(ARGS)
+
+# $(call install,FOLDER,INTERPRETER,EXTRA): the folder is made anew where its interpreter does not start.
+define install
+	@$(2) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'jaxnn needs Python 3.11 or newer; "$(2)" is not. Try make PYTHON=python3.11 $(MAKECMDGOALS).'; exit 1; }
+	@$(1)/bin/python -m pip --version >/dev/null 2>&1 || { echo 'Making $(1) with $(2)'; $(2) -m venv --clear $(1); }
+	@echo 'Installing jaxnn-training[$(3)] into $(1); the first time takes a minute or two'
+	@pins=$$($(1)/bin/python -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py313")'); \
+		$(1)/bin/python $(PIP) -c constraints/$$pins.txt setuptools && \
+		$(1)/bin/python $(PIP) -c constraints/$$pins.txt --no-build-isolation -e '.[$(3)]'
+	@touch $@
+endef
+
+.venv/.installed-experiments: $(STAMPS_NEED)
+	$(call install,.venv,$(PYTHON),experiments)
+
+.venv/.installed-test: $(STAMPS_NEED) | .venv/.installed-experiments
+	$(call install,.venv,$(PYTHON),test)
+
+.venv/.installed-dev: $(STAMPS_NEED) | .venv/.installed-test
+	$(call install,.venv,$(PYTHON),dev)
+
+.venv-newest/.installed-test: $(STAMPS_NEED)
+	$(call install,.venv-newest,$(NEWEST),test)
