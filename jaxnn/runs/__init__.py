@@ -1,0 +1,26 @@
+"""A run's folder: everything that a training run leaves behind, and that lets it go on as if it had never stopped.
+
+    config.json        what it was started with; a resume with another config is refused, field by field
+    environment.json   what it ran on
+    metrics.jsonl      deterministic values only: byte-identical after any number of kills and resumes
+    timing.jsonl       what the clock says, kept apart for that reason
+    journal.jsonl      events: starts, saves, rewinds, stops, with time
+    checkpoints/       arrays, hook state and loop position in one atomic commit, every byte checksummed
+    report.html        written at the end
+
+A checkpoint holds global logical arrays by path, so that any strategy reads any other's. It is marked good only when the
+values through its step are known finite, and verified whole before a single array is used: bits do flip, disks do
+fill, processes do get killed in the middle of a write, and a run that resumes from the wrong bytes is worse than one that
+stops. A damaged checkpoint is renamed, never deleted, and the one before it used.
+
+Opening a folder loads neither orbax nor tensorboardX; the first save, restore or event file does.
+"""
+
+from jaxnn.runs.checkpoint import Checkpoints as Checkpoints
+from jaxnn.runs.checkpoint import Restored as Restored
+from jaxnn.runs.environment import fingerprint as fingerprint
+from jaxnn.runs.folder import RunFolder as RunFolder
+from jaxnn.runs.folder import config_changes as config_changes
+from jaxnn.runs.journal import Journal as Journal
+from jaxnn.runs.logs import MetricFile as MetricFile
+from jaxnn.runs.logs import TensorBoard as TensorBoard

@@ -1,0 +1,373 @@
+"""Verified asynchronous checkpoints: a background thread, orbax under it, and a checksum over everything.
+
+Why an own thread over synchronous orbax, and not orbax's: saving 500 MB (ten float32 leaves) from CPU blocks 0.05 s here, the
+time of one copy, and the caller's next step reuses the buffers it donates. orbax's asynchronous manager blocks 0.01 s
+but keeps references to the state's buffers, so that every donation during the save fails and the step allocates the
+whole state anew: the same copy, paid inside the step, on every leaf, in an order nobody controls.
+"""
+
+import json
+import math
+import os
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import jax
+import numpy as np
+
+from jaxnn import tree
+from jaxnn.runs import stored
+from jaxnn.runs.durable import sync_folder
+from jaxnn.typing import PyTree
+
+_in_flight: set[Path] = set()  # temporary folders that this process is writing, whichever object does
+
+
+class Restored(NamedTuple):
+    """A checkpoint read back.
+
+    Attributes:
+        step: Its step.
+        state: NumPy arrays in the structure of the tree that was asked for.
+        extra: What `save` was given beside the arrays.
+        set_aside: One message for each damaged checkpoint that was renamed on the way.
+    """
+
+    step: int
+    state: PyTree
+    extra: dict[str, Any]
+    set_aside: list[str]
+
+
+class Checkpoints:
+    """The checkpoints of one run, with one writer; `close()` it, or use it as a context manager.
+
+    Opening it creates the folder and removes what a killed save or removal left behind.
+
+    Args:
+        folder: Where the checkpoints live.
+        keep: How many of the newest to keep; >= 1. The newest good one is kept in any case.
+        keep_best: Keep also the best by the metric given to `save`: "min", "max" or None.
+
+    Raises:
+        ValueError: If `keep` < 1 or `keep_best` is something else.
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, keep: int = 3, keep_best: Literal["min", "max"] | None = None):
+        if keep < 1 or keep_best not in (None, "min", "max"):
+            raise ValueError(
+                f"runs.Checkpoints: keep={keep!r}, keep_best={keep_best!r}. Give keep >= 1 and keep_best 'min', 'max' or None."
+            )
+        self.folder = Path(folder).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._keep, self._keep_best = keep, keep_best
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._failure: tuple[int, BaseException] | None = None
+        self._good_through = -1
+        self._clean()
+        self._metrics = {row.step: row.metric for row in stored.listing(self.folder)}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def save(
+        self, step: int, state: PyTree, extra: Mapping[str, Any], *, metric: float | None = None, wait: bool = False
+    ) -> None:
+        """Copies `state` to the host and writes it in the background; the caller may donate its buffers at once.
+
+        Waits for a save that is still in flight. A checkpoint of the same step is replaced.
+
+        Args:
+            step: >= 0.
+            state: Pytree of jax arrays (on one device, replicated or sharded) or NumPy arrays.
+            extra: JSON: string keys, lists, numbers, strings, booleans, None. Committed with the arrays. Tuples come
+                back as lists.
+            metric: For `keep_best`; a NaN is never the best.
+            wait: Return only when the checkpoint is committed.
+
+        Raises:
+            TypeError: If a leaf is not an array with a numeric dtype, or `extra` is not JSON.
+            ValueError: If `step` < 0 or two leaves have the same path.
+            RuntimeError: If an earlier background save failed (or this one, with `wait`).
+        """
+        if step < 0:
+            raise ValueError(f"runs.Checkpoints.save: step {step}. Give a step >= 0.")
+        text = _json_text(extra)
+        self.wait()
+        arrays = _snapshot(state)
+        job = threading.Thread(
+            target=self._run, args=(int(step), arrays, text, None if metric is None else float(metric)), daemon=True
+        )
+        self._thread = job
+        job.start()
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when no save is in flight.
+
+        Raises:
+            RuntimeError: If a background save failed; raised once.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failure is not None:
+            (step, error), self._failure = self._failure, None
+            raise RuntimeError(
+                f"runs.Checkpoints.save: the background save of step {step} to {self.folder} failed: "
+                f"{type(error).__name__}: {error}. Earlier checkpoints are untouched. Free space or choose another folder."
+            ) from error
+
+    def close(self) -> None:
+        """Waits for the save in flight. Without it, a save that runs while the interpreter exits is lost (and cleaned up
+        at the next opening).
+
+        Raises:
+            RuntimeError: If a background save failed.
+        """
+        self.wait()
+
+    def mark_good(self, step: int) -> None:
+        """Says that the values through `step` are known finite: every checkpoint at or before it is marked good.
+
+        While a save is in flight the marks are written when it ends, because a sync to the disk would wait for its bytes.
+        """
+        with self._lock:
+            self._good_through = max(self._good_through, step)
+            if self._thread is None or not self._thread.is_alive():
+                self._mark()
+        if self._failure is not None:
+            self.wait()
+
+    def latest(self) -> int | None:
+        """The newest committed step, good or not; None where there is none."""
+        return max(stored.steps(self.folder), default=None)
+
+    def good_steps(self) -> list[int]:
+        """Steps marked good on disk, ascending."""
+        return [s for s in stored.steps(self.folder) if stored.is_good(stored.step_folder(self.folder, s))]
+
+    def discard_after(self, step: int) -> list[int]:
+        """Removes the checkpoints after `step`, which a run that goes on from `step` makes untrue; returns their steps."""
+        self.wait()
+        with self._lock:
+            self._good_through = min(self._good_through, step)
+            later = [s for s in stored.steps(self.folder) if s > step]
+            for s in later:
+                self._remove(s)
+        return later
+
+    def restore(self, like: PyTree, step: int | None = None) -> Restored:
+        """Reads a checkpoint after verifying every file and every array.
+
+        Args:
+            like: Pytree of arrays or `jax.ShapeDtypeStruct`s: the structure, shapes and dtypes to restore.
+            step: Which one; by default the newest good one, and the one before it where that is damaged.
+
+        Raises:
+            FileNotFoundError: If there is no checkpoint to restore: none at all, none marked good, or not `step`.
+            RuntimeError: If every candidate is damaged; names each and what was wrong.
+            ValueError: If the checkpoint's tree is not `like`'s (another model or optimizer); names the leaves.
+        """
+        self.wait()
+        where = "runs.Checkpoints.restore"
+        candidates = self.good_steps()[::-1] if step is None else [s for s in stored.steps(self.folder) if s == step]
+        messages: list[str] = []
+        for candidate in candidates:
+            path = stored.step_folder(self.folder, candidate)
+            if not (problems := stored.verify(path)):
+                _check_tree(where, path, like)
+                arrays, problems = stored.read_arrays(path)
+                if not problems:
+                    state = jax.tree.unflatten(jax.tree.structure(like), [arrays[k] for k in tree.leaves_by_path(like)])
+                    return Restored(candidate, state, stored.read_json(path, "extra"), messages)
+            messages.append(self._set_aside(candidate, problems))
+        if messages:
+            raise RuntimeError(f"{where}: no usable checkpoint in {self.folder}. " + " ".join(messages))
+        raise FileNotFoundError(self._nothing(where, step))
+
+    def _nothing(self, where: str, step: int | None) -> str:
+        present = stored.steps(self.folder)
+        aside = [p.name for p in stored.set_aside(self.folder)]
+        tail = f" Set aside as damaged earlier: {aside}." if aside else ""
+        if step is not None:
+            return f"{where}: no checkpoint of step {step} in {self.folder}. Present: {present}.{tail}"
+        if present:
+            return f"{where}: none of the checkpoints {present} in {self.folder} is marked good. Give step= to use one.{tail}"
+        return f"{where}: {self.folder} holds no checkpoint.{tail} Start the run without resume."
+
+    def _set_aside(self, step: int, problems: list[str]) -> str:
+        """Renames a damaged checkpoint; the message names it, where it went and what was wrong."""
+        path, number = stored.step_folder(self.folder, step), 1
+        while (target := self.folder / f"{stored.DAMAGED}{step:08d}-{number}").exists():
+            number += 1
+        try:
+            path.rename(target)
+            went = f"set aside as {target.name}"
+        except OSError as error:
+            went = f"could not be set aside ({error})"
+        self._metrics.pop(step, None)
+        shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+        return f"Checkpoint {step} is damaged ({shown}) and {went}."
+
+    def _run(self, step: int, arrays: dict[str, np.ndarray], extra: str, metric: float | None) -> None:
+        temporary = self.folder / f"{stored.WRITING}{step:08d}-{os.getpid()}"
+        _in_flight.add(temporary)
+        try:
+            _write(temporary, step, arrays, extra, metric)
+            with self._lock:
+                if stored.step_folder(self.folder, step).exists():
+                    self._remove(step)
+                temporary.rename(stored.step_folder(self.folder, step))
+                sync_folder(self.folder)
+                self._metrics[step] = metric
+                self._mark()
+                self._retain()
+        except BaseException as error:  # whatever it is, it belongs to the caller's thread
+            self._failure = (step, error)
+            _remove_tree(self.folder, temporary.name)
+        finally:
+            _in_flight.discard(temporary)
+
+    def _mark(self) -> None:
+        for step in stored.steps(self.folder):
+            path = stored.step_folder(self.folder, step)
+            if step <= self._good_through and not stored.is_good(path) and (path / stored.SEAL).exists():
+                stored.write_good(path)
+
+    def _retain(self) -> None:
+        present = stored.steps(self.folder)
+        kept = set(present[-self._keep :]) | set(self.good_steps()[-1:])
+        rated = {s: m for s, m in self._metrics.items() if m is not None and not math.isnan(m) and s in present}
+        if self._keep_best and rated:
+            sign = 1 if self._keep_best == "min" else -1
+            kept.add(min(rated, key=lambda s: (sign * rated[s], s)))
+        for step in set(present) - kept:
+            self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        """Removal is a rename first, so that a kill in the middle of it leaves no half of a checkpoint."""
+        target = self.folder / f"{stored.DELETING}{step:08d}-{os.getpid()}"
+        stored.step_folder(self.folder, step).rename(target)
+        self._metrics.pop(step, None)
+        shutil.rmtree(target)
+
+    def _clean(self) -> None:
+        for path in self.folder.iterdir():
+            if path.name.startswith(stored.DELETING) or (path.name.startswith(stored.WRITING) and _abandoned(path)):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _abandoned(path: Path) -> bool:
+    """Whether nobody is writing this temporary folder (`writing-STEP-PID`, orbax appends to the name while it writes)."""
+    step, pid = path.name.removeprefix(stored.WRITING).split(".")[0].split("-")
+    if int(pid) == os.getpid():
+        return path.with_name(f"{stored.WRITING}{step}-{pid}") not in _in_flight
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _remove_tree(folder: Path, prefix: str) -> None:
+    for path in folder.glob(prefix + "*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _write(temporary: Path, step: int, arrays: dict[str, np.ndarray], extra: str, metric: float | None) -> None:
+    """Everything of a checkpoint under a temporary name, sealed and on the disk."""
+    import orbax.checkpoint as ocp
+
+    manifest = {
+        "format": stored.FORMAT,
+        "step": step,
+        "metric": metric,
+        "time": time.time(),
+        "arrays": stored.describe_arrays(arrays),
+    }
+    items: dict[str, Any] = {"manifest": ocp.args.JsonSave(manifest), "extra": ocp.args.JsonSave(json.loads(extra))}
+    if full := {name: a for name, a in arrays.items() if a.size}:
+        items["arrays"] = ocp.args.PyTreeSave(full)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(temporary, args=ocp.args.Composite(**items))
+    for path in [p for p in temporary.rglob("*") if p.is_file()]:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    stored.write_seal(temporary)
+
+
+def _snapshot(state: PyTree) -> dict[str, np.ndarray]:
+    """Real copies on the host of all leaves, by path."""
+    leaves = tree.leaves_by_path(state)
+    if len(leaves) != len(jax.tree.leaves(state)):
+        raise ValueError(
+            "runs.Checkpoints.save: two leaves of the state have the same path. Give every leaf a name of its own."
+        )
+    for path, leaf in leaves.items():
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or jax.dtypes.issubdtype(dtype, jax.dtypes.extended) or np.dtype(dtype).hasobject:
+            raise TypeError(
+                f"runs.Checkpoints.save: leaf {path!r} is {tree.describe(leaf)}, not a numeric array. "
+                "Keep keys as raw data (jax.random.key_data) and numbers as arrays in the state."
+            )
+        if isinstance(leaf, jax.Array):
+            if not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+                raise ValueError(
+                    f"runs.Checkpoints.save: leaf {path!r} {tree.describe(leaf)} is spread over several processes. "
+                    "Gather it first (strategy.gather)."
+                )
+            leaf.copy_to_host_async()
+    # The first shard of a replicated array is a temporary view: nothing keeps its buffer from being donated.
+    return {
+        path: np.array(
+            x.addressable_data(0) if isinstance(x, jax.Array) and x.is_fully_replicated else x, copy=True, order="C"
+        )
+        for path, x in leaves.items()
+    }
+
+
+def _check_tree(where: str, path: Path, like: PyTree) -> None:
+    described = stored.read_json(path, "manifest")["arrays"]
+    saved = {k: jax.ShapeDtypeStruct(tuple(v["shape"]), np.dtype(v["dtype"])) for k, v in described.items()}
+    # Compared as flat dicts: "/" in a key is then the same text on both sides.
+    if lines := list(tree.differences(saved, tree.leaves_by_path(like))):
+        shown = "; ".join(lines[:8]) + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
+        raise ValueError(
+            f"{where}: {path} holds another state than the one asked for (first: the checkpoint, second: this run): {shown}. "
+            "Resume with the model, optimizer and precision that it was saved with, or start another run."
+        )
+
+
+def _json_text(extra: Mapping[str, Any]) -> str:
+    """`extra` as JSON text; what would not come back as it was is refused."""
+
+    def check(value: Any, at: str) -> None:
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    raise TypeError(
+                        f"runs.Checkpoints.save: {at} has the key {key!r}, which JSON would turn into text. Use strings."
+                    )
+                check(item, f"{at}[{key!r}]")
+        elif isinstance(value, list | tuple):
+            for number, item in enumerate(value):
+                check(item, f"{at}[{number}]")
+        elif value is not None and type(value) not in (str, int, float, bool):
+            raise TypeError(
+                f"runs.Checkpoints.save: {at} is {type(value).__name__} {value!r:.60}, not JSON. Use .item() or .tolist()."
+            )
+
+    check(extra, "extra")
+    return json.dumps(extra)

@@ -1,0 +1,183 @@
+"""A run's folder: made once, never mistaken for another, resumed only by the run that made it."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxnn.runs.checkpoint import Checkpoints
+from jaxnn.runs.durable import write_json
+from jaxnn.runs.environment import fingerprint
+from jaxnn.runs.journal import Journal
+from jaxnn.runs.logs import MetricFile
+
+CONFIG, ENVIRONMENT = "config.json", "environment.json"
+
+
+class RunFolder:
+    """The files of one run. Use `create` or `open`.
+
+    Attributes:
+        path: The folder.
+        config: What the run was started with, as JSON.
+        metrics: `metrics.jsonl`, deterministic values only.
+        timing: `timing.jsonl`, what the clock says.
+        journal: `journal.jsonl`, events.
+        report: Path of `report.html`.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any]):
+        self.path, self.config = path, config
+        self.metrics = MetricFile(path / "metrics.jsonl")
+        self.timing = MetricFile(path / "timing.jsonl")
+        self.journal = Journal(path / "journal.jsonl")
+        self.report = path / "report.html"
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike, config: Mapping[str, Any], *, environment: Mapping[str, Any] | None = None
+    ) -> "RunFolder":
+        """Makes a new run folder; an empty folder that exists will do.
+
+        Args:
+            path: Where; parents are made.
+            config: JSON (tuples become lists).
+            environment: By default `fingerprint()`.
+
+        Raises:
+            TypeError: If `config` is not JSON.
+            ValueError: If `path` is a file, cannot be written, holds a run already, or holds something else.
+        """
+        path = Path(path).absolute()
+        plain = plain_config(config)
+        _refuse_file(path)
+        if (path / CONFIG).exists():
+            raise ValueError(
+                f"runs.RunFolder.create: {path} already holds a run. Give resume=True to go on with it, or another out=."
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            # A kill between the two files below leaves the first alone: that folder is still ours to fill.
+            foreign = sorted(
+                p.name for p in path.iterdir() if p.name not in (ENVIRONMENT, ENVIRONMENT + ".tmp", CONFIG + ".tmp")
+            )
+            if not foreign:
+                write_json(path / ENVIRONMENT, dict(fingerprint() if environment is None else environment))
+                write_json(path / CONFIG, plain)
+        except OSError as error:
+            raise ValueError(
+                f"runs.RunFolder.create: cannot write to {path}: {error.strerror or error}. Give out= a folder that you may write to."
+            ) from error
+        if foreign:
+            shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
+            raise ValueError(
+                f"runs.RunFolder.create: {path} is not empty and holds no run (no {CONFIG}); found {shown}. Give out= a new or empty folder."
+            )
+        return cls(path, plain)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> "RunFolder":
+        """Opens the run that `path` holds.
+
+        Raises:
+            ValueError: If there is no run there (nothing to resume from), or its config cannot be read.
+        """
+        path = Path(path).absolute()
+        _refuse_file(path)
+        if not (path / CONFIG).exists():
+            found = f"it holds no {CONFIG}" if path.exists() else "the folder does not exist"
+            raise ValueError(
+                f"runs.RunFolder.open: nothing to resume from in {path}: {found}. Start the run without resume=True."
+            )
+        try:
+            config = json.loads((path / CONFIG).read_bytes())
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"runs.RunFolder.open: {path / CONFIG} cannot be read: {error}. Restore it, or start a new run."
+            ) from error
+        return cls(path, config)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What `create` recorded about the machine."""
+        return json.loads((self.path / ENVIRONMENT).read_bytes())
+
+    def checkpoints(self, **options: Any) -> Checkpoints:
+        """The run's `Checkpoints`, with their options."""
+        return Checkpoints(self.path / "checkpoints", **options)
+
+    def check_config(self, new: Mapping[str, Any], free: Sequence[str] = ()) -> list[str]:
+        """Compares the run's config with the one it is to be resumed with.
+
+        Args:
+            new: The config now.
+            free: Names of fields that may change; a dotted name ("model.width") is a nested field, and a name covers
+                everything below it.
+
+        Returns:
+            What changed among the free fields, one "field: old -> new" each.
+
+        Raises:
+            ValueError: If another field changed, naming each.
+        """
+        changes = config_changes(self.config, plain_config(new))
+        is_free = {field: any(field == f or field.startswith(f + ".") for f in free) for field in changes}
+        if fixed := [line for field, line in changes.items() if not is_free[field]]:
+            raise ValueError(
+                f"runs.RunFolder.check_config: the run in {self.path} was started with another config: {'; '.join(fixed)}. "
+                f"Resume with the old values, or give another out=. What may change: {', '.join(free) or 'nothing'}."
+            )
+        return list(changes.values())
+
+    def update_config(self, new: Mapping[str, Any]) -> None:
+        """Records the config that the run goes on with."""
+        self.config = plain_config(new)
+        write_json(self.path / CONFIG, self.config)
+
+    def close(self) -> None:
+        """Closes the metric files."""
+        self.metrics.close()
+        self.timing.close()
+
+
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as it will come back from JSON.
+
+    Raises:
+        TypeError: If it is not JSON; names the field.
+    """
+    for field, value in _fields(config).items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"runs.plain_config: field {field!r} is {type(value).__name__} {value!r:.60}, not JSON ({error})."
+            ) from error
+    return json.loads(json.dumps(dict(config)))
+
+
+def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """Field (dotted where nested) -> "field: old -> new" for every field that differs; "absent" where one side lacks it."""
+    a, b = _fields(old), _fields(new)
+    names = [*a, *(k for k in b if k not in a)]
+
+    def text(side: dict[str, Any], k: str) -> str:
+        return json.dumps(side[k]) if k in side else "absent"
+
+    return {k: f"{k}: {text(a, k)} -> {text(b, k)}" for k in names if text(a, k) != text(b, k)}
+
+
+def _fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            out |= _fields(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def _refuse_file(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"runs.RunFolder: {path} is a file. Give out= a folder.")
