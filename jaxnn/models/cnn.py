@@ -1,0 +1,71 @@
+"""A plain convolutional classifier of small images."""
+
+from typing import Any
+
+import flax.linen as nn
+
+from jaxnn import rng, sharding
+from jaxnn.models.layers import BatchNorm, Conv, Dense, max_pool
+from jaxnn.typing import Array
+
+
+class CNN(nn.Module):
+    """Stages of (3x3 convolution, BatchNorm if asked, relu, 2x2 max pooling), dense relu layers, a linear head.
+
+    The convolutions use no padding, as Keras's `Conv2D` does by default, so that each stage takes (n - 2) // 2 of a side:
+    28 -> 13 -> 5.
+
+    Attributes:
+        channels: Of each stage.
+        dense: Widths of the hidden dense layers.
+        classes: Width of the head.
+        batch_norm: Whether to normalise after each convolution (which then has no bias).
+        dropout: Rate after each hidden dense layer, while training.
+        matmul_dtype: Precision of the products' operands; see `layers.matmul`.
+    """
+
+    channels: tuple[int, ...] = (32, 64)
+    dense: tuple[int, ...] = (128,)
+    classes: int = 10
+    batch_norm: bool = False
+    dropout: float = 0.0
+    matmul_dtype: Any = None
+
+    def __post_init__(self) -> None:
+        """Checks the settings."""
+        if min((*self.channels, *self.dense, self.classes)) < 1:
+            raise ValueError(
+                f"models.CNN: channels={self.channels!r}, dense={self.dense!r}, classes={self.classes!r}. "
+                f"Tried: widths of at least 1. Write channels=(32, 64), say."
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"models.CNN: dropout={self.dropout!r}. Tried: a rate in [0, 1). Write 0.1, say.")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
+        """[B, H, W, C] -> logits [B, classes].
+
+        Args:
+            x: Images; at least 4 pixels a side for one stage, 10 for two.
+            train: Batch statistics ("batch_stats" must be mutable) and dropout (needs rngs={"dropout": key}).
+            mask: [B], 0 for padding examples, which enter no statistic.
+
+        Raises:
+            ValueError: If `x` is not rank 4, or too small for the stages.
+        """
+        for i, width in enumerate(self.channels):
+            conv = Conv(
+                width, padding="VALID", use_bias=not self.batch_norm, matmul_dtype=self.matmul_dtype, name=f"conv_{i}"
+            )
+            x = conv(x)
+            if self.batch_norm:
+                x = BatchNorm(name=f"norm_{i}")(x, mask, train=train)
+            x = sharding.constrain(max_pool(nn.relu(x), 2), "batch", None, None, "channels")
+        x = x.reshape(x.shape[0], -1)
+        key = self.make_rng("dropout") if train and self.dropout else None
+        for i, width in enumerate(self.dense):
+            x = nn.relu(Dense(width, matmul_dtype=self.matmul_dtype, name=f"dense_{i}")(x))
+            if key is not None:
+                x = rng.dropout(rng.named_key(key, f"dense_{i}"), x, self.dropout)
+        return Dense(self.classes, matmul_dtype=self.matmul_dtype, role="head", name="head")(x)

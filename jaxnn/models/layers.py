@@ -1,0 +1,476 @@
+"""Layers that two or more model families share: products, dense, embedding, norms, convolution, pooling.
+
+Every parameter is declared with its role (`matrix`, `embedding`, `head`, `vector`, `conv`), because optimizers and
+sharding rules need to know what a leaf is and neither its name nor its rank says so reliably. Forms that only differ in
+speed are chosen by backend and give the same values.
+
+Shape suffixes: B examples, H W rows and columns, C channels, E features.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnn import sharding, tree
+from jaxnn.typing import Array
+
+Initializer = Callable[..., Any]
+Form = Literal["patches", "lax"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """An initializer that says what its parameter is; calls through to `init`.
+
+    Attributes:
+        init: `(key, shape, dtype) -> array`.
+        role: What the parameter is; `role.stacked` counts leading axes that a scan over layers adds to this shape.
+    """
+
+    init: Initializer
+    role: tree.Role
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The parameter's initial value."""
+        return self.init(*args, **kwargs)
+
+
+def declare(init: Initializer, role: str, stacked: int = 0) -> Declared:
+    """An initializer with its parameter's role, for `Module.param`; read it as `declared.role`.
+
+    Args:
+        init: `(key, shape, dtype) -> array`.
+        role: One of `tree.ROLES`.
+        stacked: Leading axes of the stored parameter that only stack layers.
+
+    Raises:
+        ValueError: If the role is unknown.
+    """
+    if role not in tree.ROLES:
+        raise ValueError(
+            f"layers.declare: role {role!r} is unknown. Tried: {', '.join(tree.ROLES)}. Write one of them."
+        )
+    return Declared(init, tree.Role(role, stacked))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _narrow_product(spec: str, dtype: Any, a: Array, b: Array) -> Array:
+    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
+
+
+def _narrow_product_fwd(spec: str, dtype: Any, a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+    a, b = a.astype(dtype), b.astype(dtype)
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32), (a, b)
+
+
+def _narrow_product_bwd(spec: str, dtype: Any, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    a, b = saved
+    inputs, out = spec.split("->")
+    left, right = inputs.split(",")
+    g = g.astype(dtype)
+    da = jnp.einsum(f"{out},{right}->{left}", g, b, preferred_element_type=jnp.float32)
+    db = jnp.einsum(f"{left},{out}->{right}", a, g, preferred_element_type=jnp.float32)
+    return da, db
+
+
+_narrow_product.defvjp(_narrow_product_fwd, _narrow_product_bwd)
+
+
+def product(spec: str, a: Array, b: Array, dtype: Any = None) -> Array:
+    """`einsum(spec, a, b)`, its operands in `dtype` and its sums in float32, in the forward and both backward products.
+
+    The cotangent is cast as well: left in float32 it would meet a bfloat16 operand, and mixed products are slow on CPU.
+    With a `dtype` the product has a reverse-mode derivative only.
+
+    Args:
+        spec: Explicit einsum of two operands, every letter in at least two of the three terms.
+        a: First operand.
+        b: Second operand.
+        dtype: Of the operands, e.g. jnp.bfloat16; None for the plain product in the operands' own precision.
+
+    Returns:
+        float32 where `dtype` is given.
+    """
+    if dtype is None:
+        return jnp.einsum(spec, a, b)
+    return _narrow_product(spec, jnp.dtype(dtype), a.astype(jnp.float32), b.astype(jnp.float32))
+
+
+def matmul(x: Array, w: Array, dtype: Any = None) -> Array:
+    """`x @ w` over the last axis of `x` [..., K] with `w` [K, N]: see `product` for what `dtype` does.
+
+    Returns:
+        [..., N], float32 where `dtype` is given, else in the dtype of `x`.
+    """
+    if dtype is None:
+        return jnp.matmul(x, w.astype(x.dtype))
+    flat = product("mk,kn->mn", x.reshape(-1, x.shape[-1]), w, dtype)
+    return flat.reshape(*x.shape[:-1], w.shape[-1])
+
+
+class Dense(nn.Module):
+    """`x @ kernel + bias` over the last axis.
+
+    Attributes:
+        features: N, the output width.
+        use_bias: Whether to add a bias [N].
+        matmul_dtype: Precision of the products' operands; see `matmul`.
+        role: Of the kernel [K, N]: "matrix", or "head" for an output layer.
+        kernel_init: Of the kernel.
+        bias_init: Of the bias.
+        stacked: Axes that an enclosing scan over layers puts before the parameters' own.
+    """
+
+    features: int
+    use_bias: bool = True
+    matmul_dtype: Any = None
+    role: str = "matrix"
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    bias_init: Initializer = nn.initializers.zeros
+    stacked: int = 0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[..., K] -> [..., N]."""
+        init = declare(self.kernel_init, self.role, self.stacked)
+        y = matmul(x, self.param("kernel", init, (x.shape[-1], self.features), jnp.float32), self.matmul_dtype)
+        if self.use_bias:
+            bias = self.param("bias", declare(self.bias_init, "vector", self.stacked), (self.features,), jnp.float32)
+            y = y + bias.astype(y.dtype)
+        return y
+
+
+class Embed(nn.Module):
+    """A table [vocab, features], read by token and, where it is tied to the head, used as the output matrix.
+
+    Attributes:
+        vocab: Number of tokens; ids are not checked while tracing, one out of range reads NaN.
+        features: E.
+        init: Of the table.
+        matmul_dtype: Of the products in `attend`.
+    """
+
+    vocab: int
+    features: int
+    init: Initializer = nn.initializers.normal(0.02)
+    matmul_dtype: Any = None
+
+    def setup(self) -> None:
+        """Declares the table."""
+        shape = (self.vocab, self.features)
+        self.embedding = self.param("embedding", declare(self.init, "embedding"), shape, jnp.float32)
+
+    def __call__(self, tokens: Array) -> Array:
+        """Integers [...] -> [..., E].
+
+        Raises:
+            TypeError: If the tokens are not integers.
+        """
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise TypeError(
+                f"layers.Embed: tokens are {tree.describe(tokens)}. Tried: integer ids in [0, {self.vocab}). "
+                f"Write tokens.astype(int)."
+            )
+        return jnp.take(self.embedding, tokens, axis=0)
+
+    def attend(self, x: Array) -> Array:
+        """Scores of `x` [..., E] against every row: [..., vocab]."""
+        return matmul(x, self.embedding.T, self.matmul_dtype)
+
+
+class LayerNorm(nn.Module):
+    """`(x - mean) / sqrt(var + epsilon) * scale + bias` over the last axis, statistics in float32.
+
+    Source:
+        Ba et al. 2016, arXiv:1607.06450.
+    """
+
+    epsilon: float = 1e-5
+    use_bias: bool = True
+    stacked: int = 0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[..., E] -> [..., E], in the dtype of `x`."""
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        y = centred * lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.epsilon)
+        ones = declare(nn.initializers.ones, "vector", self.stacked)
+        y = y * self.param("scale", ones, (x.shape[-1],), jnp.float32)
+        if self.use_bias:
+            zeros = declare(nn.initializers.zeros, "vector", self.stacked)
+            y = y + self.param("bias", zeros, (x.shape[-1],), jnp.float32)
+        return y.astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """`x / sqrt(mean(x^2) + epsilon) * scale` over the last axis, statistics in float32.
+
+    Source:
+        Zhang and Sennrich 2019, arXiv:1910.07467.
+    """
+
+    epsilon: float = 1e-6
+    stacked: int = 0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[..., E] -> [..., E], in the dtype of `x`."""
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        y = wide * lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
+        ones = declare(nn.initializers.ones, "vector", self.stacked)
+        return (y * self.param("scale", ones, (x.shape[-1],), jnp.float32)).astype(x.dtype)
+
+
+class BatchNorm(nn.Module):
+    """Normalises each channel by its mean and variance over the examples of the whole micro-batch, on all devices.
+
+    Examples whose mask is 0 count in no statistic. The variance takes a second pass over centred values, because
+    E[x^2] - E[x]^2 loses all its digits where the mean is large; that is a second small all-reduce. Running statistics
+    live in "batch_stats": `running <- momentum * running + (1 - momentum) * batch`, the variance without Bessel's
+    correction, and they stay as they are where no example counts.
+
+    Attributes:
+        momentum: Share of the old statistics that an update keeps, in [0, 1]. (PyTorch's momentum is 1 minus this.)
+        epsilon: Added to the variance.
+
+    Source:
+        Ioffe and Szegedy 2015, arXiv:1502.03167.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None = None, *, train: bool = False) -> Array:
+        """[B, ..., C] -> [B, ..., C], in the dtype of `x`.
+
+        Args:
+            x: Activations, example axis first, channels last.
+            mask: [B], 1 for examples that count and 0 for padding; None counts all.
+            train: Use the batch's statistics and update the running ones ("batch_stats" must then be mutable).
+
+        Raises:
+            ValueError: If the mask is not [B].
+        """
+        channels = x.shape[-1]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if train and not self.is_initializing():
+            m, v, count = _masked_statistics(wide, mask)
+            keep = jnp.where(count > 0, self.momentum, 1.0)
+            mean.value = lax.stop_gradient(keep * mean.value + (1 - keep) * m).astype(mean.value.dtype)
+            var.value = lax.stop_gradient(keep * var.value + (1 - keep) * v).astype(var.value.dtype)
+        else:
+            m, v = mean.value, var.value
+        scale = self.param("scale", declare(nn.initializers.ones, "vector"), (channels,), jnp.float32)
+        bias = self.param("bias", declare(nn.initializers.zeros, "vector"), (channels,), jnp.float32)
+        return ((wide - m) * (lax.rsqrt(v + self.epsilon) * scale) + bias).astype(x.dtype)
+
+
+def _masked_statistics(x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
+    """Mean [C], variance [C] and count of `x` [B, ..., C] over the masked examples of all devices."""
+    if mask is None:
+        mask = jnp.ones(x.shape[:1], x.dtype)
+    if mask.shape != x.shape[:1]:
+        raise ValueError(
+            f"layers.BatchNorm: mask {tree.describe(mask)} for activations {tree.describe(x)}. Tried: one entry an example. "
+            f"Write a mask of shape ({x.shape[0]},)."
+        )
+    axes = tuple(range(x.ndim - 1))
+    weights = mask.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    each = math.prod(x.shape[1:-1])
+    # One all-reduce for the count and the sums.
+    totals = jnp.append(jnp.sum(jnp.where(weights != 0, x, 0) * weights, axes), jnp.sum(weights) * each)
+    totals = sharding.psum_manual(totals)
+    count = totals[-1]
+    divisor = jnp.where(count > 0, count, 1)
+    mean = totals[:-1] / divisor
+    squares = jnp.square(jnp.where(weights != 0, x - mean, 0)) * weights
+    return mean, sharding.psum_manual(jnp.sum(squares, axes)) / divisor, count
+
+
+def _choose(form: Form | None) -> Form:
+    """Patches and a matrix product on CPU, where XLA's convolution is 5-19 times slower inside a loop; else lax."""
+    if form not in ("patches", "lax", None):
+        raise ValueError(
+            f"layers: form={form!r} is unknown. Tried: 'patches', 'lax', None. Write None for the backend's own."
+        )
+    return form or ("patches" if jax.default_backend() == "cpu" else "lax")
+
+
+def _pair(n: int | Sequence[int]) -> tuple[int, int]:
+    a, b = (n, n) if isinstance(n, int) else n
+    return a, b
+
+
+def _check_images(name: str, x: Array, window: tuple[int, int]) -> None:
+    if x.ndim != 4:
+        raise ValueError(
+            f"layers.{name}: x is {tree.describe(x)}. Tried: images [B, H, W, C]. Write x[..., None] for images of one channel."
+        )
+    if min(window) < 1:
+        raise ValueError(f"layers.{name}: window {window}. Tried: at least 1 in each direction. Write (3, 3), say.")
+
+
+def _slices(x: Array, window: tuple[int, int], strides: tuple[int, int]) -> list[Array]:
+    """For each offset in the window, in row order, the elements of `x` [B, H, W, C] at that offset in every window."""
+    (kh, kw), (sh, sw) = window, strides
+    rows, columns = (x.shape[1] - kh) // sh + 1, (x.shape[2] - kw) // sw + 1
+    return [
+        lax.slice(
+            x,
+            (0, i, j, 0),
+            (x.shape[0], i + (rows - 1) * sh + 1, j + (columns - 1) * sw + 1, x.shape[3]),
+            (1, sh, sw, 1),
+        )
+        for i in range(kh)
+        for j in range(kw)
+    ]
+
+
+def convolve(
+    x: Array,
+    kernel: Array,
+    strides: int | tuple[int, int] = 1,
+    padding: Literal["SAME", "VALID"] = "SAME",
+    form: Form | None = None,
+    dtype: Any = None,
+) -> Array:
+    """Cross-correlation of `x` [B, H, W, C] with `kernel` [kh, kw, C, F]: [B, H', W', F].
+
+    Args:
+        x: Images.
+        kernel: Filters.
+        strides: Steps between windows.
+        padding: "SAME" (zeros, H' = ceil(H / stride), the odd one after) or "VALID" (no padding).
+        form: "patches" (slices side by side, times a matrix), "lax" (a convolution), None for the backend's faster one.
+        dtype: Precision of the operands; see `product`. Serves the form "patches"; "lax" casts the operands alone.
+
+    Raises:
+        ValueError: If `x` is not rank 4, the padding or form is unknown, or a "VALID" window exceeds the image.
+    """
+    window, strides = (kernel.shape[0], kernel.shape[1]), _pair(strides)
+    _check_images("Conv", x, window)
+    if padding not in ("SAME", "VALID"):
+        raise ValueError(f"layers.Conv: padding={padding!r}. Tried: 'SAME', 'VALID'. Write one of them.")
+    if padding == "VALID" and (x.shape[1] < window[0] or x.shape[2] < window[1]):
+        raise ValueError(
+            f"layers.Conv: window {window} exceeds x {tree.describe(x)}. Write padding='SAME', or a smaller kernel."
+        )
+    if _choose(form) == "lax":
+        if dtype is not None:
+            x, kernel = x.astype(dtype), kernel.astype(dtype)
+        y = lax.conv_general_dilated(
+            x, kernel.astype(x.dtype), strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return y.astype(jnp.float32) if dtype is not None else y
+    if padding == "SAME":
+        pads = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    patches = jnp.concatenate(_slices(x, window, strides), axis=-1)
+    return matmul(patches, kernel.reshape(-1, kernel.shape[-1]), dtype)
+
+
+class Conv(nn.Module):
+    """A convolution of images [B, H, W, C] to [B, H', W', features], with a bias; see `convolve`.
+
+    Attributes:
+        features: Output channels.
+        kernel: Window (rows, columns).
+        strides: Steps between windows.
+        padding: "SAME" or "VALID".
+        form: None chooses by backend.
+        use_bias: Whether to add a bias [features].
+        matmul_dtype: Precision of the operands; see `product`.
+        kernel_init: Of the kernel [kh, kw, C, features].
+    """
+
+    features: int
+    kernel: tuple[int, int] = (3, 3)
+    strides: int | tuple[int, int] = 1
+    padding: Literal["SAME", "VALID"] = "SAME"
+    form: Form | None = None
+    use_bias: bool = True
+    matmul_dtype: Any = None
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, H, W, C] -> [B, H', W', features]."""
+        _check_images("Conv", x, self.kernel)
+        shape = (*self.kernel, x.shape[-1], self.features)
+        kernel = self.param("kernel", declare(self.kernel_init, "conv"), shape, jnp.float32)
+        y = convolve(x, kernel, self.strides, self.padding, self.form, self.matmul_dtype)
+        if self.use_bias:
+            zeros = declare(nn.initializers.zeros, "vector")
+            y = y + self.param("bias", zeros, (self.features,), jnp.float32).astype(y.dtype)
+        return y
+
+
+def _pool_setup(
+    name: str, x: Array, window: int | tuple[int, int], strides: int | tuple[int, int] | None
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    window = _pair(window)
+    strides = window if strides is None else _pair(strides)
+    _check_images(name, x, window)
+    if x.shape[1] < window[0] or x.shape[2] < window[1]:
+        raise ValueError(f"layers.{name}: window {window} exceeds x {tree.describe(x)}. Write a smaller window.")
+    return window, strides
+
+
+def _blocks(x: Array, window: tuple[int, int]) -> Array:
+    """`x` [B, H, W, C] cut into windows side by side: [B, H', kh, W', kw, C]; what does not fill a window is dropped."""
+    (kh, kw), (rows, columns) = window, (x.shape[1] // window[0], x.shape[2] // window[1])
+    return x[:, : rows * kh, : columns * kw].reshape(x.shape[0], rows, kh, columns, kw, x.shape[3])
+
+
+def max_pool(
+    x: Array,
+    window: int | tuple[int, int],
+    strides: int | tuple[int, int] | None = None,
+    form: Form | None = None,
+) -> Array:
+    """The largest element of each window of `x` [B, H, W, C], without padding: [B, H', W', C].
+
+    Where elements tie for the largest, "lax" gives the first of them the gradient and "patches" shares it.
+
+    Args:
+        x: Images.
+        window: Rows and columns of a window.
+        strides: Steps between windows; None for windows side by side.
+        form: None chooses by backend.
+
+    Raises:
+        ValueError: If `x` is not rank 4 or smaller than the window.
+    """
+    window, strides = _pool_setup("max_pool", x, window, strides)
+    if _choose(form) == "lax":
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), "VALID")
+    if window == strides:
+        return jnp.max(_blocks(x, window), axis=(2, 4))
+    return functools.reduce(jnp.maximum, _slices(x, window, strides))
+
+
+def avg_pool(
+    x: Array,
+    window: int | tuple[int, int],
+    strides: int | tuple[int, int] | None = None,
+    form: Form | None = None,
+) -> Array:
+    """The mean of each window of `x` [B, H, W, C]; arguments and errors as `max_pool`."""
+    window, strides = _pool_setup("avg_pool", x, window, strides)
+    if _choose(form) == "lax":
+        sums = lax.reduce_window(x, 0.0, lax.add, (1, *window, 1), (1, *strides, 1), "VALID")
+        return sums / math.prod(window)
+    if window == strides:
+        return jnp.mean(_blocks(x, window), axis=(2, 4))
+    return functools.reduce(jnp.add, _slices(x, window, strides)) / math.prod(window)
