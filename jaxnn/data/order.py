@@ -1,0 +1,190 @@
+"""The order of examples as arithmetic: which examples a data step sees is a function of (seed, data_step, global batch).
+
+There is no iterator, so there is no iterator state to save, and any step can be asked for on its own: resuming, rewinding
+and several hosts all read the same order. An epoch is a keyed bijection of [0, n), evaluated only at the positions that are
+asked for, in integer arithmetic of fixed width, so that no version of NumPy and no machine changes it.
+"""
+
+import math
+from numbers import Integral
+
+import numpy as np
+
+from jaxnn.typing import HostArray
+
+MAX_EXAMPLES = 2**40
+# Chi-square over the 40,000 first keys, of all permutations up to n = 6 and of the images of pairs above: 16 rounds show
+# nothing at any n, 8 nothing above n = 16 or so, 6 nothing above about 50.
+_SMALL = 64
+_ROUNDS, _ROUNDS_SMALL = 8, 16
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def _check(name: str, **values: int) -> None:
+    for what, value in values.items():
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise TypeError(f"order.{name}: {what} is {value!r} of type {type(value).__name__}. Give an integer.")
+
+
+def _check_sizes(name: str, n: int, batch_size: int) -> None:
+    _check(name, n=n, batch_size=batch_size)
+    if not 0 < n <= MAX_EXAMPLES:
+        raise ValueError(f"order.{name}: n is {n} examples. Give 1 to 2**40.")
+    if batch_size <= 0:
+        raise ValueError(f"order.{name}: batch_size is {batch_size}. Give at least 1 example a step.")
+
+
+def _splitmix(x: HostArray) -> HostArray:
+    """The output function of splitmix64 on uint64 [...]: a bijection whose every output bit depends on every input bit.
+
+    Source:
+        Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", constants of Stafford's mix 13.
+    """
+    x = x + np.uint64(_GOLDEN)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _as_words(x: object) -> HostArray:
+    """Integers (any sign) as a uint64 array of rank 1 or more: NumPy warns when a scalar wraps, never when an array does."""
+    if isinstance(x, Integral):
+        x = np.uint64(int(x) % 2**64)
+    return np.atleast_1d(np.asarray(x)).astype(np.uint64)
+
+
+def fold(seed: int, *values: object) -> HostArray:
+    """A 64-bit key from a seed and further integers (scalars or arrays that broadcast): uint64, rank 1 or more."""
+    key = _splitmix(_as_words(seed))
+    for value in values:
+        key = _splitmix(key ^ _splitmix(_as_words(value)))
+    return key
+
+
+def words(seed: int, step: int, index: HostArray) -> HostArray:
+    """Two random words per example for host-side augmentation, a function of (seed, step, index) alone.
+
+    Args:
+        seed: Any integer.
+        step: The data step.
+        index: Global example ids [B].
+
+    Returns:
+        uint32 [B, 2].
+    """
+    key = fold(seed, step, index)
+    return np.stack([(key >> np.uint64(32)).astype(np.uint32), key.astype(np.uint32)], axis=-1)
+
+
+def _walk_once(index: HostArray, rows: int, columns: int, keys: list[HostArray], dtype: type) -> HostArray:
+    """One pass of the network over [0, rows * columns): `index` uint64 -> uint64 of the same shape."""
+    high = index // np.uint64(columns)
+    low = (index - high * np.uint64(columns)).astype(np.uint32)
+    high = high.astype(np.uint32)
+    sides = [(high, low, rows), (low, high, columns)]
+    x, wide = np.empty(index.shape, np.uint32), np.empty(index.shape, dtype)
+    for i, key in enumerate(keys):
+        left, right, modulus = sides[i % 2]
+        # Two multiplications and a shift of MurmurHash3's finaliser; only the high bits are used, which they mix best.
+        np.bitwise_xor(right, key, out=x)
+        np.multiply(x, np.uint32(0x85EBCA6B), out=x)
+        np.right_shift(x, np.uint32(15), out=wide, casting="unsafe")
+        np.bitwise_xor(x, wide, out=x, casting="unsafe")
+        np.multiply(x, np.uint32(0xC2B2AE35), out=x)
+        # A number in [0, modulus) by a product's high half; 16 bits suffice, and stay in 32, while modulus <= 2**12.
+        bits = 16 if dtype is np.uint32 else 32
+        np.right_shift(x, np.uint32(32 - bits), out=x)
+        np.multiply(x, dtype(modulus), out=wide)
+        np.right_shift(wide, dtype(bits), out=wide)
+        np.add(left, wide, out=left, casting="unsafe")
+        # left - modulus wraps to a huge number where left < modulus: the smaller one is left mod modulus.
+        np.subtract(left, np.uint32(modulus), out=x)
+        np.minimum(left, x, out=left)
+    return high.astype(np.uint64) * np.uint64(columns) + low
+
+
+def permute(index: HostArray, n: int, key: object) -> HostArray:
+    """The places of `index` under a keyed permutation of [0, n); costs O(len(index)), not O(n).
+
+    A Feistel network over Z_rows x Z_columns with rows * columns >= n and as close to n as the square root allows, walking on
+    while a value falls outside [0, n). (Over a power of two up to three of four values fall outside, and the walk costs more
+    than the network.)
+
+    Args:
+        index: Integers in [0, n), any shape.
+        n: Size of the domain, 1 to 2**40.
+        key: uint64 integer, or an array of them that broadcasts to `index`: a permutation for each.
+
+    Returns:
+        int64, the shape of `index`.
+
+    Raises:
+        ValueError: If `n` is out of range or an index is not in [0, n).
+
+    Source:
+        Black and Rogaway 2002, "Ciphers with arbitrary finite domains", methods 2 (cycle walking) and 3 (generalised Feistel).
+    """
+    _check_sizes("permute", n, 1)
+    index = np.asarray(index)
+    if index.size and (int(index.min()) < 0 or int(index.max()) >= n):
+        raise ValueError(f"order.permute: index in [{index.min()}, {index.max()}] for n = {n}. Give indices in [0, n).")
+    if n == 1 or not index.size:
+        return np.zeros(index.shape, np.int64)
+    rows = math.isqrt(n - 1) + 1
+    columns = -(-n // rows)
+    dtype = np.uint32 if rows <= 2**12 else np.uint64
+    key, rounds = _as_words(key), _ROUNDS_SMALL if n <= _SMALL else _ROUNDS
+    keys = [(_splitmix(key + np.uint64(i)) >> np.uint64(32)).astype(np.uint32) for i in range(rounds)]
+    start = np.atleast_1d(index).astype(np.uint64, order="C")  # flat views below need one layout
+    place = _walk_once(start, rows, columns, keys, dtype)
+    outside = np.nonzero(place.reshape(-1) >= n)[0] if rows * columns > n else np.zeros(0, np.int64)
+    flat = place.reshape(-1)
+    while outside.size:
+        local = [np.broadcast_to(k, place.shape).reshape(-1)[outside] for k in keys] if key.size > 1 else [k.reshape(-1) for k in keys]
+        flat[outside] = again = _walk_once(flat[outside], rows, columns, local, dtype)
+        outside = outside[again >= n]
+    return place.reshape(index.shape).astype(np.int64)
+
+
+def steps_per_epoch(n: int, batch_size: int) -> int:
+    """Data steps that show each of `n` examples once, the last one ragged where `batch_size` does not divide `n`."""
+    _check_sizes("steps_per_epoch", n, batch_size)
+    return -(-n // batch_size)
+
+
+def examples(seed: int, data_step: int, count: int, *, n: int, batch_size: int, shuffle: bool = True) -> HostArray:
+    """The global example ids of the data steps `data_step` to `data_step + count - 1`.
+
+    Epoch e has `steps_per_epoch` steps and its own permutation, with a key from (seed, e).
+
+    Args:
+        seed: Any integer.
+        data_step: First step, 0 or more.
+        count: Number of steps, 0 or more.
+        n: Examples in the data set.
+        batch_size: Examples in a global batch.
+        shuffle: False keeps the order of the source in every epoch.
+
+    Returns:
+        int64 [count, batch_size]; -1 pads the end of an epoch's last batch.
+
+    Raises:
+        ValueError: If a size is not positive, or a step or the count is negative.
+    """
+    _check_sizes("examples", n, batch_size)
+    _check("examples", seed=seed, data_step=data_step, count=count)
+    if data_step < 0 or count < 0:
+        raise ValueError(f"order.examples: data_step {data_step} and count {count}. Give numbers that are not negative.")
+    per_epoch = -(-n // batch_size)
+    epoch, within = np.divmod(np.arange(data_step, data_step + count, dtype=np.int64), per_epoch)
+    ids = (within * batch_size)[:, None] + np.arange(batch_size, dtype=np.int64)
+    padding = ids >= n if n % batch_size else None
+    if padding is not None:
+        ids[padding] = 0
+    if shuffle and count:
+        # One key where the call stays inside an epoch: a key per row costs a broadcast in each round.
+        keys = fold(seed, epoch[:1] if epoch[0] == epoch[-1] else epoch)
+        ids = permute(ids, n, keys[:, None])
+    if padding is not None:
+        ids[padding] = -1
+    return ids
