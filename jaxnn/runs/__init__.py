@@ -8,9 +8,9 @@
     checkpoints/       arrays, hook state and loop position in one atomic commit, every byte checksummed
     report.html        written at the end
 
-A checkpoint holds global logical arrays by path, so that any strategy reads any other's. It is marked good only when the
-values through its step are known finite, and verified whole before a single array is used: bits do flip, disks do
-fill, processes do get killed in the middle of a write, and a run that resumes from the wrong bytes is worse than one that
+A checkpoint holds global logical arrays by path, so that any strategy reads any other's. It is marked good only when
+the values through its step are known finite, and verified whole before a single array is used: bits flip, disks fill,
+processes are killed in the middle of a write, and a run that resumes from the wrong bytes is worse than one that
 stops. A damaged checkpoint is renamed, never deleted, and the one before it used.
 
 Opening a folder loads neither orbax nor tensorboardX; the first save, restore or event file does.

@@ -1,17 +1,15 @@
 """Verified asynchronous checkpoints: a background thread, orbax under it, and a checksum over everything.
 
-Why an own thread over synchronous orbax, and not orbax's: saving 500 MB (ten float32 leaves) from CPU blocks 0.05 s here, the
-time of one copy, and the caller's next step reuses the buffers it donates. orbax's asynchronous manager blocks 0.01 s
-but keeps references to the state's buffers, so that every donation during the save fails and the step allocates the
-whole state anew: the same copy, paid inside the step, on every leaf, in an order nobody controls.
+Why an own thread over synchronous orbax, and not orbax's: saving 500 MB (ten float32 leaves) from CPU blocks 0.05 s
+here, the time of one copy, and the caller's next step reuses the buffers it donates. orbax's asynchronous manager
+blocks 0.01 s, but it holds the state's own buffers: no donation succeeds during the save, and the step allocates the
+state anew.
 """
 
-import json
 import math
 import os
 import shutil
 import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -20,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxnn import tree
-from jaxnn.runs import stored
+from jaxnn.runs import stored, writing
 from jaxnn.runs.durable import sync_folder
 from jaxnn.typing import PyTree
 
@@ -60,13 +58,15 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike, *, keep: int = 3, keep_best: Literal["min", "max"] | None = None):
         if keep < 1 or keep_best not in (None, "min", "max"):
             raise ValueError(
-                f"runs.Checkpoints: keep={keep!r}, keep_best={keep_best!r}. Give keep >= 1 and keep_best 'min', 'max' or None."
+                f"runs.Checkpoints: keep={keep!r}, keep_best={keep_best!r}. "
+                "Give keep >= 1 and keep_best 'min', 'max' or None."
             )
         self.folder = Path(folder).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._keep, self._keep_best = keep, keep_best
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._saving = False  # guarded by the lock, unlike the thread's life: whoever clears it has seen every mark
         self._failure: tuple[int, BaseException] | None = None
         self._good_through = -1
         self._clean()
@@ -100,13 +100,13 @@ class Checkpoints:
         """
         if step < 0:
             raise ValueError(f"runs.Checkpoints.save: step {step}. Give a step >= 0.")
-        text = _json_text(extra)
+        text = writing.json_text(extra)
         self.wait()
-        arrays = _snapshot(state)
+        arrays = writing.snapshot(state)
         job = threading.Thread(
-            target=self._run, args=(int(step), arrays, text, None if metric is None else float(metric)), daemon=True
+            target=self._run, args=(step, arrays, text, None if metric is None else float(metric)), daemon=True
         )
-        self._thread = job
+        self._thread, self._saving = job, True
         job.start()
         if wait:
             self.wait()
@@ -124,12 +124,13 @@ class Checkpoints:
             (step, error), self._failure = self._failure, None
             raise RuntimeError(
                 f"runs.Checkpoints.save: the background save of step {step} to {self.folder} failed: "
-                f"{type(error).__name__}: {error}. Earlier checkpoints are untouched. Free space or choose another folder."
+                f"{type(error).__name__}: {error}. Earlier checkpoints are untouched. "
+                "Free space or choose another folder."
             ) from error
 
     def close(self) -> None:
-        """Waits for the save in flight. Without it, a save that runs while the interpreter exits is lost (and cleaned up
-        at the next opening).
+        """Waits for the save in flight. Without it, a save that runs while the interpreter exits is lost, and cleaned
+        up at the next opening.
 
         Raises:
             RuntimeError: If a background save failed.
@@ -139,11 +140,11 @@ class Checkpoints:
     def mark_good(self, step: int) -> None:
         """Says that the values through `step` are known finite: every checkpoint at or before it is marked good.
 
-        While a save is in flight the marks are written when it ends, because a sync to the disk would wait for its bytes.
+        While a save is in flight the marks are written when it ends, because a sync would wait for its bytes.
         """
         with self._lock:
             self._good_through = max(self._good_through, step)
-            if self._thread is None or not self._thread.is_alive():
+            if not self._saving:
                 self._mark()
         if self._failure is not None:
             self.wait()
@@ -157,13 +158,14 @@ class Checkpoints:
         return [s for s in stored.steps(self.folder) if stored.is_good(stored.step_folder(self.folder, s))]
 
     def discard_after(self, step: int) -> list[int]:
-        """Removes the checkpoints after `step`, which a run that goes on from `step` makes untrue; returns their steps."""
+        """Removes the checkpoints after `step`, untrue once a run goes on from there; returns their steps."""
         self.wait()
         with self._lock:
             self._good_through = min(self._good_through, step)
             later = [s for s in stored.steps(self.folder) if s > step]
             for s in later:
                 self._remove(s)
+        self._purge()
         return later
 
     def restore(self, like: PyTree, step: int | None = None) -> Restored:
@@ -202,7 +204,7 @@ class Checkpoints:
         if step is not None:
             return f"{where}: no checkpoint of step {step} in {self.folder}. Present: {present}.{tail}"
         if present:
-            return f"{where}: none of the checkpoints {present} in {self.folder} is marked good. Give step= to use one.{tail}"
+            return f"{where}: none of {present} in {self.folder} is marked good. Give step= to use one.{tail}"
         return f"{where}: {self.folder} holds no checkpoint.{tail} Start the run without resume."
 
     def _set_aside(self, step: int, problems: list[str]) -> str:
@@ -223,7 +225,7 @@ class Checkpoints:
         temporary = self.folder / f"{stored.WRITING}{step:08d}-{os.getpid()}"
         _in_flight.add(temporary)
         try:
-            _write(temporary, step, arrays, extra, metric)
+            writing.write(temporary, step, arrays, extra, metric)
             with self._lock:
                 if stored.step_folder(self.folder, step).exists():
                     self._remove(step)
@@ -232,10 +234,14 @@ class Checkpoints:
                 self._metrics[step] = metric
                 self._mark()
                 self._retain()
+                self._saving = False
+            self._purge()
         except BaseException as error:  # whatever it is, it belongs to the caller's thread
             self._failure = (step, error)
-            _remove_tree(self.folder, temporary.name)
+            for path in self.folder.glob(temporary.name + "*"):
+                shutil.rmtree(path, ignore_errors=True)
         finally:
+            self._saving = False
             _in_flight.discard(temporary)
 
     def _mark(self) -> None:
@@ -256,19 +262,22 @@ class Checkpoints:
 
     def _remove(self, step: int) -> None:
         """Removal is a rename first, so that a kill in the middle of it leaves no half of a checkpoint."""
-        target = self.folder / f"{stored.DELETING}{step:08d}-{os.getpid()}"
-        stored.step_folder(self.folder, step).rename(target)
+        stored.step_folder(self.folder, step).rename(self.folder / f"{stored.DELETING}{step:08d}-{os.getpid()}")
         self._metrics.pop(step, None)
-        shutil.rmtree(target)
+
+    def _purge(self) -> None:
+        for path in self.folder.glob(stored.DELETING + "*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _clean(self) -> None:
-        for path in self.folder.iterdir():
-            if path.name.startswith(stored.DELETING) or (path.name.startswith(stored.WRITING) and _abandoned(path)):
+        self._purge()
+        for path in self.folder.glob(stored.WRITING + "*"):
+            if _abandoned(path):
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def _abandoned(path: Path) -> bool:
-    """Whether nobody is writing this temporary folder (`writing-STEP-PID`, orbax appends to the name while it writes)."""
+    """Whether nobody is writing this temporary folder: `writing-STEP-PID`, and orbax's suffix while it writes."""
     step, pid = path.name.removeprefix(stored.WRITING).split(".")[0].split("-")
     if int(pid) == os.getpid():
         return path.with_name(f"{stored.WRITING}{step}-{pid}") not in _in_flight
@@ -281,63 +290,6 @@ def _abandoned(path: Path) -> bool:
     return False
 
 
-def _remove_tree(folder: Path, prefix: str) -> None:
-    for path in folder.glob(prefix + "*"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _write(temporary: Path, step: int, arrays: dict[str, np.ndarray], extra: str, metric: float | None) -> None:
-    """Everything of a checkpoint under a temporary name, sealed and on the disk."""
-    import orbax.checkpoint as ocp
-
-    manifest = {
-        "format": stored.FORMAT,
-        "step": step,
-        "metric": metric,
-        "time": time.time(),
-        "arrays": stored.describe_arrays(arrays),
-    }
-    items: dict[str, Any] = {"manifest": ocp.args.JsonSave(manifest), "extra": ocp.args.JsonSave(json.loads(extra))}
-    if full := {name: a for name, a in arrays.items() if a.size}:
-        items["arrays"] = ocp.args.PyTreeSave(full)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(temporary, args=ocp.args.Composite(**items))
-    for path in [p for p in temporary.rglob("*") if p.is_file()]:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    stored.write_seal(temporary)
-
-
-def _snapshot(state: PyTree) -> dict[str, np.ndarray]:
-    """Real copies on the host of all leaves, by path."""
-    leaves = tree.leaves_by_path(state)
-    if len(leaves) != len(jax.tree.leaves(state)):
-        raise ValueError(
-            "runs.Checkpoints.save: two leaves of the state have the same path. Give every leaf a name of its own."
-        )
-    for path, leaf in leaves.items():
-        dtype = getattr(leaf, "dtype", None)
-        if dtype is None or jax.dtypes.issubdtype(dtype, jax.dtypes.extended) or np.dtype(dtype).hasobject:
-            raise TypeError(
-                f"runs.Checkpoints.save: leaf {path!r} is {tree.describe(leaf)}, not a numeric array. "
-                "Keep keys as raw data (jax.random.key_data) and numbers as arrays in the state."
-            )
-        if isinstance(leaf, jax.Array):
-            if not leaf.is_fully_addressable and not leaf.is_fully_replicated:
-                raise ValueError(
-                    f"runs.Checkpoints.save: leaf {path!r} {tree.describe(leaf)} is spread over several processes. "
-                    "Gather it first (strategy.gather)."
-                )
-            leaf.copy_to_host_async()
-    # The first shard of a replicated array is a temporary view: nothing keeps its buffer from being donated.
-    return {
-        path: np.array(
-            x.addressable_data(0) if isinstance(x, jax.Array) and x.is_fully_replicated else x, copy=True, order="C"
-        )
-        for path, x in leaves.items()
-    }
-
-
 def _check_tree(where: str, path: Path, like: PyTree) -> None:
     described = stored.read_json(path, "manifest")["arrays"]
     saved = {k: jax.ShapeDtypeStruct(tuple(v["shape"]), np.dtype(v["dtype"])) for k, v in described.items()}
@@ -345,29 +297,7 @@ def _check_tree(where: str, path: Path, like: PyTree) -> None:
     if lines := list(tree.differences(saved, tree.leaves_by_path(like))):
         shown = "; ".join(lines[:8]) + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
         raise ValueError(
-            f"{where}: {path} holds another state than the one asked for (first: the checkpoint, second: this run): {shown}. "
+            f"{where}: {path} holds another state than the one asked for (first: checkpoint, second: this run): "
+            f"{shown}. "
             "Resume with the model, optimizer and precision that it was saved with, or start another run."
         )
-
-
-def _json_text(extra: Mapping[str, Any]) -> str:
-    """`extra` as JSON text; what would not come back as it was is refused."""
-
-    def check(value: Any, at: str) -> None:
-        if isinstance(value, Mapping):
-            for key, item in value.items():
-                if not isinstance(key, str):
-                    raise TypeError(
-                        f"runs.Checkpoints.save: {at} has the key {key!r}, which JSON would turn into text. Use strings."
-                    )
-                check(item, f"{at}[{key!r}]")
-        elif isinstance(value, list | tuple):
-            for number, item in enumerate(value):
-                check(item, f"{at}[{number}]")
-        elif value is not None and type(value) not in (str, int, float, bool):
-            raise TypeError(
-                f"runs.Checkpoints.save: {at} is {type(value).__name__} {value!r:.60}, not JSON. Use .item() or .tolist()."
-            )
-
-    check(extra, "extra")
-    return json.dumps(extra)

@@ -55,7 +55,8 @@ def json_lines(path: Path, where: str) -> Iterator[tuple[bytes, dict[str, Any]]]
             if last:
                 return
             raise ValueError(
-                f"{where}: line {number} of {path} is not a JSON object: {line[:60]!r}. Remove the line or restore the file."
+                f"{where}: line {number} of {path} is not a JSON object: {line[:60]!r}. "
+                "Remove the line or restore the file."
             )
         yield line, row
 

@@ -1,4 +1,4 @@
-"""What a run ran on, as data: enough to explain a difference between two runs, nothing that names the machine's owner."""
+"""What a run ran on, as data: enough to explain how two runs differ, nothing that names whose machine it is."""
 
 import importlib.metadata
 import os
@@ -25,9 +25,9 @@ def fingerprint() -> dict[str, Any]:
     Starts the jax backend if it has not been started. The host's name is left out on purpose; the command line is in.
 
     Returns:
-        `versions`, `platform`, `cpu` (model, count usable by this process), `devices` (backend, kinds, number, processes),
-        `xla_flags`, `jax` (settings that change numbers), `git` (commit and whether the checkout differs from it, or None
-        outside one), `command`.
+        `versions`, `platform`, `cpu` (model, count usable by this process), `devices` (backend, kinds, number,
+        processes), `xla_flags`, `jax` (settings that change numbers), `git` (commit and whether the checkout differs
+        from it, or None outside one), `command`.
     """
     import jax
 
@@ -79,7 +79,7 @@ def cpu_model() -> str:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit of the checkout that `folder` is tracked in, and whether tracked files differ from it; None outside one."""
+    """Commit of the checkout that tracks `folder`, and whether tracked files differ from it; None outside one."""
 
     def git(*args: str) -> str | None:
         try:

@@ -54,7 +54,7 @@ class RunFolder:
         _refuse_file(path)
         if (path / CONFIG).exists():
             raise ValueError(
-                f"runs.RunFolder.create: {path} already holds a run. Give resume=True to go on with it, or another out=."
+                f"runs.RunFolder.create: {path} already holds a run. Give resume=True to go on, or another out=."
             )
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -67,12 +67,14 @@ class RunFolder:
                 write_json(path / CONFIG, plain)
         except OSError as error:
             raise ValueError(
-                f"runs.RunFolder.create: cannot write to {path}: {error.strerror or error}. Give out= a folder that you may write to."
+                f"runs.RunFolder.create: cannot write to {path}: {error.strerror or error}. "
+                "Give out= a folder that you may write to."
             ) from error
         if foreign:
             shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
             raise ValueError(
-                f"runs.RunFolder.create: {path} is not empty and holds no run (no {CONFIG}); found {shown}. Give out= a new or empty folder."
+                f"runs.RunFolder.create: {path} is not empty and holds no run (no {CONFIG}); found {shown}. "
+                "Give out= a new or empty folder."
             )
         return cls(path, plain)
 
@@ -125,7 +127,8 @@ class RunFolder:
         is_free = {field: any(field == f or field.startswith(f + ".") for f in free) for field in changes}
         if fixed := [line for field, line in changes.items() if not is_free[field]]:
             raise ValueError(
-                f"runs.RunFolder.check_config: the run in {self.path} was started with another config: {'; '.join(fixed)}. "
+                f"runs.RunFolder.check_config: the run in {self.path} was started with another config: "
+                f"{'; '.join(fixed)}. "
                 f"Resume with the old values, or give another out=. What may change: {', '.join(free) or 'nothing'}."
             )
         return list(changes.values())
@@ -158,7 +161,7 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """Field (dotted where nested) -> "field: old -> new" for every field that differs; "absent" where one side lacks it."""
+    """Field (dotted where nested) -> "field: old -> new" for each that differs; "absent" where one side lacks it."""
     a, b = _fields(old), _fields(new)
     names = [*a, *(k for k in b if k not in a)]
 

@@ -12,8 +12,8 @@ from jaxnn.runs.durable import drop_torn_line, json_lines
 class Journal:
     """An append-only file of events `{"event": ..., "step": ..., ..., "time": ...}`.
 
-    Every event is synced to the disk. A last line torn by a kill is cut off when the file is next appended to, and left out
-    when it is read.
+    Every event is synced to the disk. A last line torn by a kill is cut off when the file is next appended to, and left
+    out when it is read.
 
     Args:
         path: The file; made at the first event.
@@ -29,7 +29,7 @@ class Journal:
         Raises:
             TypeError: If a field is not JSON; a NaN or infinity in a field raises ValueError.
         """
-        row = {"event": event, "step": int(step), **fields, "time": round(time.time(), 3)}
+        row = {"event": event, "step": step, **fields, "time": round(time.time(), 3)}
         line = (json.dumps(row, allow_nan=False) + "\n").encode()
         if not self._healed:
             drop_torn_line(self.path, "runs.Journal")

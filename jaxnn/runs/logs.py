@@ -1,7 +1,8 @@
 """Metric files and TensorBoard: the same rows, for programs and for eyes.
 
-`metrics.jsonl` is part of what a run computes: killed and resumed, it must end up byte for byte as if nothing had happened.
-So a row holds deterministic values only, a number has one spelling, and rows past a restored step are cut off.
+`metrics.jsonl` is part of what a run computes: killed and resumed, it must end up byte for byte as if nothing
+had happened. So a row holds deterministic values only, a number has one spelling, and rows past a restored step are
+cut off.
 """
 
 import json
@@ -10,8 +11,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
-
-import numpy as np
 
 from jaxnn.runs.durable import drop_torn_line, json_lines, write_atomic
 
@@ -30,24 +29,15 @@ def encode_row(row: Mapping[str, Any]) -> bytes:
     out: dict[str, Any] = {}
     nonfinite: dict[str, str] = {}
     for key, value in row.items():
-        if value is None or isinstance(value, str | bool | int):
-            out[key] = value
-            continue
-        if np.ndim(value) != 0 or not np.issubdtype(np.result_type(value), np.number | np.bool_):
-            if not (hasattr(value, "dtype") and np.ndim(value) == 0 and str(value.dtype) == "bfloat16"):
-                raise TypeError(
-                    f"runs.MetricFile.append: {key!r} is {type(value).__name__} {value!r:.60}, not a scalar or text. Write one number a key."
-                )
-        dtype = getattr(value, "dtype", None)
-        if dtype is not None and np.issubdtype(dtype, np.bool_):
-            out[key] = bool(value)
-        elif dtype is not None and np.issubdtype(dtype, np.integer):
-            out[key] = int(value)
-        else:
-            number = float(value)
-            out[key] = number if math.isfinite(number) else None
-            if out[key] is None:
-                nonfinite[key] = repr(number)
+        plain = value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
+        if plain is not None and not isinstance(plain, str | bool | int | float):
+            raise TypeError(
+                f"runs.MetricFile.append: {key!r} is {type(value).__name__} {value!r:.60}, not a scalar or text. "
+                "Write one number a key."
+            )
+        if isinstance(plain, float) and not math.isfinite(plain):
+            plain, nonfinite[key] = None, repr(plain)
+        out[key] = plain
     if type(out.get("step")) is not int or out["step"] < 0:
         raise ValueError(f"runs.MetricFile.append: 'step' is {row.get('step')!r}. Give every row an integer step >= 0.")
     if nonfinite:
@@ -83,7 +73,7 @@ class MetricFile:
         line = encode_row(row)
         if self._file is None:
             drop_torn_line(self.path, "runs.MetricFile")
-            self._file = open(self.path, "ab", buffering=0)
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (open between rows)
         self._file.write(line)
 
     def read(self) -> list[dict[str, Any]]:
@@ -95,7 +85,8 @@ class MetricFile:
         return [decode_row(row) for _, row in json_lines(self.path, "runs.MetricFile")]
 
     def truncate(self, step: int) -> int:
-        """Drops the rows after `step` and a torn last line, atomically; what stays keeps its bytes. Returns rows dropped."""
+        """Drops the rows after `step` and a torn last line, atomically; what stays keeps its bytes. Returns
+        how many."""
         self.close()
         if not self.path.exists():
             return 0
@@ -140,7 +131,7 @@ class TensorBoard:
         """Writes the numbers of a row, NaN included; text, None and "step" are left out."""
         for key, value in row.items():
             if key != "step" and value is not None and not isinstance(value, str):
-                self._writer.add_scalar(key, float(value), int(step))
+                self._writer.add_scalar(key, float(value), step)
 
     def close(self) -> None:
         """Flushes and closes the event file."""
