@@ -7,9 +7,13 @@ PYTEST = -m pytest -q -n 2 --dist worksteal
 STAMPS_NEED = pyproject.toml constraints/py311.txt constraints/py313.txt
 
 # A Python 3.13 that starts. Where pyenv manages interpreters a bare python3.13 may fail although it is installed.
-NEWEST ?= $(shell ask='import sys; print(sys.executable)'; python3.13 -c "$$ask" 2>/dev/null || \
+ifneq ($(filter test-newest .venv-newest/%,$(MAKECMDGOALS)),)
+ASK = import sys; print(sys.executable)
+NEWEST ?= $(shell python3.13 -c '$(ASK)' 2>/dev/null || \
 	for v in $$(pyenv versions --bare 2>/dev/null | grep '^3\.13\.' | sort -rV); do \
-		PYENV_VERSION=$$v python3.13 -c "$$ask" 2>/dev/null && break; done)
+		PYENV_VERSION=$$v python3.13 -c '$(ASK)' 2>/dev/null && break; done)
+NEWEST := $(NEWEST)
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help train test test-newest test-all check bench doctor
@@ -25,10 +29,8 @@ train: .venv/.installed-experiments ## Train a GPT on Python's standard library 
 test: .venv/.installed-test ## The default tests, at most 10 minutes on 2 cores.
 	@.venv/bin/python $(PYTEST) $(ARGS)
 
-test-newest: ## The default tests on Python 3.13 and the newest jax, where there is a Python 3.13.
-	@if [ -e .venv-newest/.installed-test ] || [ -n '$(NEWEST)' ]; then \
-		$(MAKE) --no-print-directory .venv-newest/.installed-test && .venv-newest/bin/python $(PYTEST) $(ARGS); \
-	else echo 'There is no Python 3.13 here: the newest lane was not run. Try make test-newest NEWEST=/path/to/python3.13.'; fi
+test-newest: $(if $(NEWEST),.venv-newest/.installed-test) ## The default tests on Python 3.13 and the newest jax, where there is a Python 3.13.
+	@$(if $(NEWEST),.venv-newest/bin/python $(PYTEST) $(ARGS),echo 'There is no Python 3.13 here: the newest lane was not run. If there is one, make test-newest NEWEST=/path/to/python3.13.')
 
 test-all: .venv/.installed-test ## All tests, the slow ones included.
 	@.venv/bin/python $(PYTEST) -m '' $(ARGS)
