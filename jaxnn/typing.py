@@ -91,33 +91,41 @@ class Strategy(Protocol):
         ...
 
     def put_state(self, state: PyTree) -> PyTree:
-        """Places a state (host or device arrays) as the step wants it, without aliasing the argument's buffers."""
+        """Places a state as the step wants it, copying: the argument's buffers are never donated."""
         ...
 
     def put_batch(self, batch: PyTree, axis: int = 0) -> PyTree:
-        """Places host arrays whose `axis` is the example axis; the global batch in every process's view."""
+        """Places host arrays in global view whose `axis` is the example axis."""
+        ...
+
+    def put_rows(self, rows: HostArray) -> Any:
+        """Places the example ids [K, B] of a chunk."""
         ...
 
     def put_shared(self, arrays: PyTree) -> PyTree:
         """Places arrays that every device reads whole (a resident data set)."""
         ...
 
-    def make_step(self, grad_fn: Callable, update_fn: Callable) -> Callable:
+    def make_step(self, grad_fn: Callable[..., Any], update_fn: Callable[..., Any], value_fn: Callable[..., Any]) -> Callable:
         """A traceable `step(state, batch) -> (state, sums)`; goes inside the loop of a chunk."""
         ...
 
-    def compile(self, chunk: Callable) -> Callable:
-        """Jits `chunk(state, shared, rows, k) -> (state, out)`; donates `state`; `rows` [K, B, ...] is split on axis 1."""
+    def traceable(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """`step` in a form that `jax.eval_shape` can trace on global batch shapes."""
         ...
 
-    def compile_step(self, step: Callable) -> Callable:
+    def compile(self, chunk: Callable[..., Any]) -> Callable[..., Any]:
+        """Jits `chunk(state, shared, rows, k) -> (state, report)`; donates `state`."""
+        ...
+
+    def compile_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Jits `step(state, batch) -> (state, sums)`; donates `state`."""
         ...
 
-    def compile_sums(self, fn: Callable) -> Callable:
-        """Jits `fn(variables, batch) -> sums`, added over the devices."""
+    def compile_sums(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Jits `fn(params, model_state, batch, key) -> sums`, added over the devices."""
         ...
 
-    def compile_map(self, fn: Callable) -> Callable:
-        """Jits `fn(variables, batch) -> outputs`, example axis first in every leaf."""
+    def compile_map(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Jits `fn(params, model_state, batch) -> outputs`, example axis first in every leaf."""
         ...

@@ -1,0 +1,14 @@
+"""The core: what is learned (Task), what is carried (State), and the exact step between them.
+
+It stands apart from the loop so that a researcher can take the step alone, `make_train_step(task, tx, strategy=...)`, and
+write any loop around it.
+"""
+
+from jaxnn.core.init import roles as roles
+from jaxnn.core.state import State as State
+from jaxnn.core.state import init_state as init_state
+from jaxnn.core.step import make_train_step as make_train_step
+from jaxnn.core.task import Task as Task
+from jaxnn.core.task import from_functions as from_functions
+from jaxnn.core.task import from_nnx as from_nnx
+from jaxnn.core.task import supervised as supervised

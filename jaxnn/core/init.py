@@ -1,0 +1,172 @@
+"""Parameters from initialisers: one small program a (initialiser, shape), not one large one a model.
+
+A Linen model's initialisers are captured while its shapes are computed, each is given a key of its own from the path of its
+parameter, and each distinct (initialiser, shape) is compiled once. Layers that differ only by their number share programs,
+so the time to initialise does not grow with depth, and a loop over layers (`blocks_3/...`) and a scan over them
+(`blocks/...`, stacked) get the same values. Constant initialisers compile nothing.
+
+A model whose parameters cannot all be captured is initialised by `jit(task.init)`.
+"""
+
+import contextlib
+import functools
+import re
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from jaxnn import rng, tree
+from jaxnn.core.task import Task
+from jaxnn.typing import Array, Batch, ModelState, Params
+
+
+class Captured(NamedTuple):
+    """One call of `Module.param`: its initialiser, bound to its arguments, and the role that it declares."""
+
+    make: Callable[[Array], Any]
+    role: tree.Role | None
+
+
+_patching = threading.Lock()
+
+
+@contextlib.contextmanager
+def _capturing() -> Iterator[dict[str, Captured]]:
+    """Records every `nn.Module.param` call by parameter path. Linen's interceptors do not see `param`, hence the wrap."""
+    record: dict[str, Captured] = {}
+    original = nn.Module.param
+
+    @functools.wraps(original)
+    def param(self: nn.Module, name: str, init_fn: Callable[..., Any], *args: Any, unbox: bool = True, **kwargs: Any) -> Any:
+        path = "/".join((*self.path, name))
+        record[path] = Captured(lambda key: nn.meta.unbox(init_fn(key, *args, **kwargs)), getattr(init_fn, "role", None))
+        return original(self, name, init_fn, *args, unbox=unbox, **kwargs)
+
+    with _patching:
+        nn.Module.param = param
+        try:
+            yield record
+        finally:
+            nn.Module.param = original
+
+
+def parameter_key(path: str) -> tuple[int, tuple[int, ...]]:
+    """What a parameter's key is folded from: a hash of its path without layer numbers, and those numbers in order."""
+    numbers: list[int] = []
+    parts = []
+    for part in path.split("/"):
+        match = re.fullmatch(r"(.+)_(\d+)", part)
+        parts.append(match[1] if match else part)
+        if match:
+            numbers.append(int(match[2]))
+    return zlib.crc32("/".join(parts).encode()), tuple(numbers)
+
+
+def _constant(jaxpr: Any) -> Any | None:
+    """The value that an initialiser fills its array with, where its program is only that; else None."""
+    eqns = jaxpr.jaxpr.eqns
+    if len(eqns) != 1 or eqns[0].primitive.name != "broadcast_in_dim" or jaxpr.jaxpr.outvars != eqns[0].outvars:
+        return None
+    value = getattr(eqns[0].invars[0], "val", None)
+    return value if value is not None and np.ndim(value) == 0 else None
+
+
+_programs: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+
+def _program(captured: Captured, jaxpr: Any, numbers: int, stacked: int) -> Callable[..., Any]:
+    """The compiled initialiser `(raw key, hash, numbers, layer numbers) -> array`, shared by text of its jaxpr."""
+
+    def one(raw: Array, name: Array, ids: Array) -> Any:
+        key = jax.random.fold_in(rng.wrap(raw), name)
+        for i in range(ids.shape[0]):
+            key = jax.random.fold_in(key, ids[i])
+        return captured.make(key)
+
+    def stack(raw: Array, name: Array, ids: Array) -> Any:
+        layers = jnp.arange(stacked, dtype=jnp.uint32)
+        return jax.vmap(lambda layer: one(raw, name, jnp.concatenate([layer[None], ids])))(layers)
+
+    cache_key = (str(jaxpr), tuple(np.asarray(c).tobytes() for c in jaxpr.consts), numbers, stacked)
+    if cache_key not in _programs:
+        _programs[cache_key] = jax.jit(stack if stacked else one)
+    return _programs[cache_key]
+
+
+class Described(NamedTuple):
+    """A Linen model's variables before they exist: shapes, initialisers and roles by parameter path."""
+
+    params: Params
+    model_state: ModelState
+    captured: dict[str, Captured]
+
+    def roles(self) -> dict[str, tree.Role]:
+        """The declared role of each parameter that declares one; stacked axes are counted from the shapes."""
+        shapes = tree.leaves_by_path(self.params)
+        found = {}
+        for path, captured in self.captured.items():
+            if captured.role is not None and path in shapes:
+                inner = jax.eval_shape(captured.make, jax.random.key(0))
+                found[path] = captured.role._replace(stacked=len(shapes[path].shape) - len(inner.shape))
+        return found
+
+
+def describe(task: Task, batch: Batch) -> Described:
+    """The shapes of a task's variables, and where the task has a Linen module, its initialisers and roles. Compiles nothing."""
+    key = jax.random.key(0, impl="threefry2x32")
+    with _capturing() as record:
+        # A function of its own: eval_shape of one that was traced before would answer from its cache, and capture nothing.
+        params, model_state = jax.eval_shape(lambda k, b: task.init(k, b), key, batch)
+    return Described(params, model_state, record)
+
+
+def roles(task: Task, batch: Batch) -> dict[str, tree.Role]:
+    """The roles that the task's module declares for its parameters, by path; {} for tasks that declare none."""
+    return describe(task, batch).roles()
+
+
+def _captured_params(described: Described, key: Array) -> Params | None:
+    """The parameters from the captured initialisers, or None where not every one was captured as it is."""
+    shapes = tree.leaves_by_path(described.params)
+    if set(shapes) != set(described.captured):
+        return None
+    values: dict[str, Any] = {}
+    for path, shape in shapes.items():
+        captured = described.captured[path]
+        try:
+            jaxpr, inner = jax.make_jaxpr(captured.make, return_shape=True)(jax.random.key(0, impl="threefry2x32"))
+        except jax.errors.UnexpectedTracerError:  # the initialiser looks at the data
+            return None
+        stacked = len(shape.shape) - len(getattr(inner, "shape", shape.shape))
+        if not hasattr(inner, "shape") or stacked not in (0, 1) or shape.shape[stacked:] != inner.shape:
+            return None
+        if (value := _constant(jaxpr)) is not None:
+            values[path] = np.full(shape.shape, value, shape.dtype)
+            continue
+        name, numbers = parameter_key(path)
+        layers = shape.shape[0] if stacked else 0
+        program = _program(captured, jaxpr, len(numbers), layers)
+        values[path] = program(key, np.uint32(name), np.asarray(numbers, np.uint32))
+    return tree.map_by_path(lambda path, _: values[path], described.params)
+
+
+def init_variables(task: Task, key: Array, batch: Batch) -> tuple[Params, ModelState]:
+    """The first parameters and model state of a task; `key` is raw uint32[2] key data.
+
+    The values depend on the key and the paths and shapes of the parameters alone: not on devices, nor on the number of
+    other parameters.
+    """
+    if task.module is not None:
+        described = describe(task, batch)
+        params = _captured_params(described, key)
+        if params is not None:
+            if not jax.tree.leaves(described.model_state):
+                return params, described.model_state
+            return params, jax.jit(lambda k, b: task.init(rng.wrap(k), b)[1])(key, batch)
+    return jax.jit(lambda k, b: task.init(rng.wrap(k), b))(key, batch)

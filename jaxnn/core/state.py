@@ -1,0 +1,111 @@
+"""The one pytree that a run carries, and how it begins."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxnn import rng, tree
+from jaxnn.core.init import init_variables
+from jaxnn.core.task import Task
+from jaxnn.typing import Array, Batch, ModelState, Params, PyTree, Strategy
+
+
+class State(NamedTuple):
+    """Everything that a training run carries from step to step; arrays only.
+
+    Attributes:
+        step: int32 scalar, applied updates.
+        data_step: int32 scalar, consumed batches; larger than `step` where a batch of weight 0 changed nothing.
+        params: The task's parameters.
+        model_state: The task's other variables (BatchNorm's statistics), or {}.
+        opt_state: What the optimizer remembers.
+        key: uint32[2], the seed's raw key data; constant.
+    """
+
+    step: Any
+    data_step: Any
+    params: Params
+    model_state: ModelState
+    opt_state: PyTree
+    key: Any
+
+
+def complete(batch: Batch) -> dict[str, Any]:
+    """The batch with its reserved keys: `mask` [B] of ones and `index` [B] of row numbers where they are missing.
+
+    Raises:
+        ValueError: If the batch is empty or its arrays disagree on the number of examples.
+    """
+    batch = dict(batch)
+    counts = {name: np.shape(value)[0] if np.ndim(value) else None for name, value in batch.items()}
+    if not batch or None in counts.values() or len(set(counts.values())) > 1:
+        raise ValueError(f"batch: every array needs the same leading example axis; got {counts or 'no arrays'}.")
+    count = next(iter(counts.values()))
+    if "mask" not in batch:
+        batch["mask"] = np.ones(count, np.float32)
+    if "index" not in batch:
+        batch["index"] = np.arange(count, dtype=np.int32)
+    return batch
+
+
+def abstract(value: PyTree) -> PyTree:
+    """Shapes and dtypes of the leaves."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype)), value)
+
+
+def strong(value: PyTree) -> PyTree:
+    """The same values without weak types, which would make the second call of a step compile again."""
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), value)
+
+
+def init_state(task: Task, tx: optax.GradientTransformation, batch: Batch, *, seed: int = 0, strategy: Strategy) -> State:
+    """The first state of a run, placed as the strategy wants it. The same values under every strategy.
+
+    Args:
+        task: What is learned.
+        tx: An optax gradient transformation.
+        batch: An example batch (its shapes and dtypes matter, its values only to data-dependent initialisers).
+        seed: Any int; the run's only source of randomness.
+        strategy: Where the state lives.
+
+    Raises:
+        ValueError: If the model rejects the batch's shapes.
+    """
+    batch = complete(batch)
+    key = rng.seed_key(seed)
+    params, model_state = init_variables(task, key, batch)
+    opt_state = jax.jit(lambda p: strong(tx.init(p)))(params)
+    zero = np.zeros((), np.int32)
+    return strategy.put_state(State(zero, zero, params, model_state, opt_state, key))
+
+
+def check_same(before: PyTree, after: PyTree, where: str) -> None:
+    """Refuses a step that changes the state's structure, shapes or dtypes: it would compile again at every call.
+
+    Raises:
+        TypeError: Naming the leaves that change.
+    """
+    changes = list(tree.differences(before, after))
+    if changes:
+        shown = "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
+        raise TypeError(
+            f"{where}: the step changes the state (before against after): {shown}. State must keep its shapes and dtypes: "
+            "give the optimizer a state dtype (mu_dtype=...), or keep parameters in float32."
+        )
+
+
+def hyperparameters(opt_state: PyTree) -> dict[str, Array]:
+    """The scalar hyperparameters that the optimizer keeps in its state (`optax.inject_hyperparams`), by name.
+
+    A name that occurs in several places is prefixed with its path.
+    """
+    found: dict[str, list[tuple[str, Array]]] = {}
+    for path, leaf in tree.leaves_by_path(opt_state).items():
+        head, _, name = path.rpartition("/")
+        if head.endswith("hyperparams") and np.ndim(leaf) == 0:
+            found.setdefault(name, []).append((path, leaf))
+    single = {name: hits[0][1] for name, hits in found.items() if len(hits) == 1}
+    return single | {path: leaf for hits in found.values() if len(hits) > 1 for path, leaf in hits}

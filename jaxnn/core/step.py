@@ -1,0 +1,205 @@
+"""The train step: gradients of a sum, added over devices, divided once.
+
+Writing T_s and w_s for the total and the weight of shard s, W for the sum of all w_s and P for the penalty, the objective
+is (sum of T_s) / W + P. The scalar that each shard differentiates is T_s + stop_gradient(w_s) P; the sum of its gradients
+over shards is W times the objective's, whatever the raggedness of the masks, and one division in the update gives the exact
+gradient. Means are never averaged.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxnn import rng, tree
+from jaxnn.core.state import State, abstract, check_same, complete, hyperparameters
+from jaxnn.core.task import Task
+from jaxnn.typing import Array, Batch, Loss, Mean, ModelState, Params, PyTree, Resident, Strategy, Sums
+
+
+def _objective(loss: Loss) -> tuple[Array, dict[str, Mean]]:
+    """The scalar to differentiate and the sums to report, `loss` among them."""
+    weight = jax.lax.stop_gradient(loss.weight)
+    scalar = loss.total + weight * loss.penalty
+    return scalar, {"loss": Mean(scalar, weight), **loss.sums}
+
+
+def make_grad_fn(task: Task, *, debug: bool = False) -> Callable[..., tuple[PyTree, Sums, ModelState]]:
+    """`grad_fn(params, model_state, batch, key) -> (grads, sums, model_state)` over the caller's examples; never divides."""
+
+    def grad_fn(params: Params, model_state: ModelState, batch: Batch, key: Array) -> tuple[PyTree, Sums, ModelState]:
+        def objective(p: Params) -> tuple[Array, tuple[dict[str, Mean], ModelState]]:
+            loss = task.loss(p, model_state, batch, key, True)
+            scalar, sums = _objective(loss)
+            return scalar, (sums, loss.model_state)
+
+        grads, (sums, new_state) = jax.grad(objective, has_aux=True)(params)
+        if debug:
+            sums = sums | _nonfinite("params", params) | _nonfinite("grads", grads)
+        return grads, sums, new_state
+
+    return grad_fn
+
+
+def make_value_fn(task: Task, *, train: bool) -> Callable[..., Sums]:
+    """`value_fn(params, model_state, batch, key) -> sums` without gradients: for line searches, and for evaluation."""
+
+    def value_fn(params: Params, model_state: ModelState, batch: Batch, key: Array) -> Sums:
+        return _objective(task.loss(params, model_state, batch, key, train))[1]
+
+    return value_fn
+
+
+def _nonfinite(kind: str, values: PyTree) -> dict[str, Mean]:
+    """The count of non-finite elements of each leaf, to be reported by path."""
+    one = jnp.ones((), jnp.float32)
+    count = tree.map_by_path(lambda _, x: Mean(jnp.sum(~jnp.isfinite(x)).astype(jnp.float32), one), values)
+    flat = jax.tree_util.tree_leaves_with_path(count, is_leaf=lambda x: isinstance(x, Mean))
+    return {f"nonfinite/{kind}/{tree.path_name(path)}": mean for path, mean in flat}
+
+
+def make_update_fn(tx: optax.GradientTransformation) -> Callable[..., tuple[State, Sums]]:
+    """`update_fn(state, grads, sums, model_state, value_fn) -> (state, sums)` on global views.
+
+    Divides the summed gradients by the summed weight, once. A total weight of 0 changes nothing but `data_step`. The
+    optimizer is given `value` (the objective), `value_fn` (parameters to objective on this batch) and `aux` (the sums).
+    """
+    transform = optax.with_extra_args_support(tx)
+
+    def update_fn(
+        state: State, grads: PyTree, sums: Sums, model_state: ModelState, value_fn: Callable[[Params], Array]
+    ) -> tuple[State, Sums]:
+        loss = sums["loss"]
+        some = loss.weight > 0
+        inverse = jnp.where(some, 1 / jnp.where(some, loss.weight, 1), 0).astype(jnp.float32)
+        grads = jax.tree.map(lambda g: g * inverse.astype(g.dtype), grads)
+        updates, opt_state = transform.update(
+            grads, state.opt_state, state.params, value=loss.sum * inverse, value_fn=value_fn, aux=sums, grad=grads
+        )
+        params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), state.params, updates)
+        # Elementwise selects fuse into the update, which reads both sides anyway.
+        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(some, n, o), new, old)  # noqa: E731
+        one = jnp.ones((), jnp.float32)
+        rates = {name: Mean(jnp.asarray(value, jnp.float32), one) for name, value in hyperparameters(opt_state).items()}
+        report = {**sums, "grad_norm": Mean(tree.global_norm(grads), one), **rates}
+        new = State(
+            step=state.step + some.astype(jnp.int32),
+            data_step=state.data_step + 1,
+            params=keep(params, state.params),
+            model_state=keep(model_state, state.model_state),
+            opt_state=keep(opt_state, state.opt_state),
+            key=state.key,
+        )
+        return new, report
+
+    return update_fn
+
+
+def make_step(task: Task, tx: optax.GradientTransformation, strategy: Strategy, *, debug: bool = False) -> Callable[..., Any]:
+    """The traceable step `(state, batch) -> (state, sums)` under a strategy; goes inside a jitted program or loop."""
+    return strategy.make_step(make_grad_fn(task, debug=debug), make_update_fn(tx), make_value_fn(task, train=True))
+
+
+def make_train_step(
+    task: Task, tx: optax.GradientTransformation, *, strategy: Strategy, debug: bool = False
+) -> Callable[[State, Batch], tuple[State, Sums]]:
+    """The jitted step `(state, batch) -> (state, sums)`; donates `state`. Compiles once.
+
+    `batch` is a dict of arrays in global view with a leading example axis (a multiple of the strategy's devices); `mask`
+    and `index` are added where missing. `sums` maps names to `Mean(sum, weight)`; "loss" is the objective's.
+
+    Args:
+        task: What is learned.
+        tx: An optax gradient transformation.
+        strategy: How the step is spread over devices.
+        debug: Also report the number of non-finite elements of each parameter and gradient, by path.
+
+    Raises:
+        TypeError: If the step would change the state's shapes or dtypes.
+        ValueError: If the batch does not divide over the devices.
+    """
+    step = make_step(task, tx, strategy, debug=debug)
+    compiled = strategy.compile_step(step)
+    checked: list[bool] = []
+
+    def train_step(state: State, batch: Batch) -> tuple[State, Sums]:
+        batch = complete(batch)
+        if not checked:
+            check_divides(batch["mask"].shape[0], strategy, "make_train_step")
+            check_step(step, state, batch, strategy)
+            checked.append(True)
+        return compiled(state, strategy.put_batch(batch))
+
+    return train_step
+
+
+def check_divides(batch_size: int, strategy: Strategy, where: str) -> None:
+    """Refuses a global batch that is not a multiple of the devices.
+
+    Raises:
+        ValueError: Naming both numbers.
+    """
+    n = len(strategy.devices)
+    if batch_size % n:
+        near = max(n, round(batch_size / n) * n)
+        raise ValueError(
+            f"{where}: a global batch of {batch_size} examples does not divide over {n} devices. Use a multiple of {n}: {near}, say."
+        )
+
+
+def check_step(step: Callable[..., Any], state: State, batch: Batch, strategy: Strategy) -> Sums:
+    """Traces the step on shapes and checks that it keeps the state; gives the shapes of the sums. Compiles nothing."""
+    out_state, sums = jax.eval_shape(strategy.traceable(step), abstract(state), abstract(batch))
+    check_same(abstract(state), out_state, "train step")
+    return sums
+
+
+# ---- many steps a dispatch
+
+MAX_IDS = 65536  # int32 example ids in one dispatch's index buffer: 256 KiB
+MAX_STEPS = 4096
+MAX_REPORT_BYTES = 16 * 2**20
+
+
+def dispatch_steps(batch_size: int, sums: Sums) -> int:
+    """K_max: how many steps one dispatch may run, from the sizes of its index and report buffers; a power of two.
+
+    It is a property of the compiled program: fixed for a run, recorded with it, and kept on resume.
+    """
+    report = max(1, tree.nbytes(sums))
+    bound = min(MAX_STEPS, max(1, MAX_IDS // batch_size), max(1, MAX_REPORT_BYTES // report))
+    return 2 ** int(math.log2(bound))
+
+
+def take_rows(resident: Resident, arrays: PyTree, rows: Array) -> dict[str, Any]:
+    """The batch of example ids `rows` [B] int32, of which -1 is padding: examples, `mask` and `index`. Traceable."""
+    index = jnp.maximum(rows, 0)
+    return {**resident.take(arrays, index), "mask": (rows >= 0).astype(jnp.float32), "index": index}
+
+
+def make_chunk(step: Callable[..., Any], resident: Resident, sums: Sums, k_max: int) -> Callable[..., Any]:
+    """`chunk(state, arrays, rows, k) -> (state, report)`: `k` <= `k_max` steps over example ids `rows` [k_max, B].
+
+    One program with a traced step count runs every chunk, so that how a run is cut into chunks never changes a bit.
+    `report` has each sum with a leading axis of k_max steps; entries from `k` on are 0.
+    """
+
+    def chunk(state: State, arrays: PyTree, rows: Array, k: Array) -> tuple[State, Sums]:
+        def body(i: Array, carry: tuple[State, Sums]) -> tuple[State, Sums]:
+            state, report = carry
+            ids = jax.lax.dynamic_index_in_dim(rows, i, keepdims=False)
+            state, new = step(state, take_rows(resident, arrays, ids))
+            return state, jax.tree.map(lambda r, s: jax.lax.dynamic_update_index_in_dim(r, s, i, 0), report, new)
+
+        report = jax.tree.map(lambda s: jnp.zeros((k_max, *s.shape), s.dtype), sums)
+        return jax.lax.fori_loop(0, k, body, (state, report))
+
+    return chunk
+
+
+def step_key(state: State) -> Array:
+    """The typed key of the data step that a state is about to take."""
+    return rng.step_key(state.key, state.data_step)

@@ -1,0 +1,40 @@
+"""How a run is spread over devices.
+
+A strategy is a frozen value that the loop never looks into: it places the state and the batches, turns a gradient function
+and an update function into a step, and owns the outermost jit or pmap. Gradients are added over devices as sums and divided
+once, in the update, by the total weight, so that every strategy gives the numbers of one device.
+"""
+
+import jax
+
+from jaxnn.parallel.devices import force_host_devices as force_host_devices
+from jaxnn.parallel.pmap import Pmap as Pmap
+from jaxnn.parallel.replicate import Replicate as Replicate
+from jaxnn.parallel.replicate import data_mesh
+from jaxnn.parallel.single import Single as Single
+from jaxnn.parallel.devices import select
+
+
+def single(device: jax.Device | None = None) -> Single:
+    """Everything on one device, by default the first."""
+    return Single(device or jax.devices()[0])
+
+
+def replicate(devices: int | list[jax.Device] | None = None) -> Replicate:
+    """Data parallelism over `devices` (a number of them, a list, or None for all): one jit, one all-reduce a step.
+
+    Raises:
+        ValueError: If there are fewer devices than asked for.
+    """
+    chosen = select(devices, "parallel.replicate")
+    return Replicate(chosen[0], data_mesh(chosen))
+
+
+def pmap(devices: int | list[jax.Device] | None = None) -> Pmap:
+    """Data parallelism over `devices` by the real `jax.pmap`; same numbers as `replicate`.
+
+    Raises:
+        ValueError: If there are fewer devices than asked for.
+    """
+    chosen = select(devices, "parallel.pmap")
+    return Pmap(chosen[0], data_mesh(chosen))

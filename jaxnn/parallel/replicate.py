@@ -1,0 +1,96 @@
+"""Data parallelism by a manual region: parameters on every device, the batch split, gradients added by one all-reduce."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxnn.parallel.single import Single
+from jaxnn.typing import Array, Batch, ModelState, Params, PyTree
+
+AXIS = "data"
+
+
+def data_mesh(devices: tuple[jax.Device, ...]) -> Mesh:
+    """A mesh of one axis, "data"."""
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
+
+
+def add_up(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn(...) -> (summed, state)` for a manual region: adds `summed` over the axis and averages floating `state`.
+
+    Our BatchNorm's statistics are equal on every device already; a stranger's layer that keeps statistics a device apart
+    gets their average.
+    """
+
+    def added(*arguments: Any) -> Any:
+        summed, state = fn(*arguments)
+        floating = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # noqa: E731
+        share = 1 / jax.lax.axis_size(AXIS)
+        parts = jax.tree.map(lambda x: x * jnp.asarray(share, x.dtype) if floating(x) else jnp.zeros((), x.dtype), state)
+        summed, means = jax.lax.psum((summed, parts), AXIS)
+        return summed, jax.tree.map(lambda mean, x: mean if floating(x) else x, means, state)
+
+    return added
+
+
+@dataclasses.dataclass(frozen=True)
+class Replicate(Single):
+    """Level 0 of data parallelism: everything but the batch on every device."""
+
+    mesh: Mesh
+
+    @property
+    def devices(self) -> tuple[jax.Device, ...]:
+        return tuple(self.mesh.devices.flat)
+
+    @functools.cached_property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, P())
+
+    def split(self, axis: int = 0) -> NamedSharding:
+        """The sharding of arrays whose `axis` is the example axis."""
+        return NamedSharding(self.mesh, P(*(None,) * axis, AXIS))
+
+    def put_state(self, state: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: jax.device_put(x, self.replicated, may_alias=False), state)
+
+    def put_batch(self, batch: PyTree, axis: int = 0) -> PyTree:
+        return jax.device_put(batch, self.split(axis))
+
+    def put_shared(self, arrays: PyTree) -> PyTree:
+        return jax.device_put(arrays, self.replicated)
+
+    def place_batch(self, batch: PyTree) -> PyTree:
+        return jax.lax.with_sharding_constraint(batch, self.split())
+
+    def reduce(self, fn: Callable[..., Any], params: Params, model_state: ModelState, batch: Batch, key: Array) -> Any:
+        # check_vma=True would already add the gradient of replicated parameters over the axis, silently.
+        region = jax.shard_map(
+            add_up(fn), mesh=self.mesh, in_specs=(P(), P(), P(AXIS), P()), out_specs=P(), check_vma=False
+        )
+        return region(params, model_state, batch, key)
+
+    def compile(self, chunk: Callable[..., Any]) -> Callable[..., Any]:
+        whole = self.replicated
+        return jax.jit(
+            chunk, donate_argnums=0, in_shardings=(whole, whole, self.split(1), whole), out_shardings=(whole, whole)
+        )
+
+    def compile_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        whole = self.replicated
+        return jax.jit(step, donate_argnums=0, in_shardings=(whole, self.split()), out_shardings=(whole, whole))
+
+    def compile_map(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        whole, split = self.replicated, self.split()
+        region = jax.shard_map(fn, mesh=self.mesh, in_specs=(P(), P(), P(AXIS)), out_specs=P(AXIS), check_vma=False)
+        return jax.jit(region, in_shardings=(whole, whole, split), out_shardings=split)
+
+    def put_rows(self, rows: np.ndarray) -> Any:
+        return jax.device_put(rows, self.split(1))
