@@ -53,7 +53,7 @@ class GPTConfig:
         dropout: Rate after the embedding and on each residual branch, while training.
         scan: Whether one traced block runs as a scan over stacked parameters; None decides by depth and backend. The
             values are the same; `stack_layers` and `unstack_layers` convert parameters.
-        matmul_dtype: Precision of the products' operands; see `layers.product`.
+        matmul_dtype: Precision of the products' operands; see `layers.matmul`.
         bias: Whether dense layers and LayerNorms have biases.
     """
 

@@ -60,59 +60,46 @@ def declare(init: Initializer, role: str, stacked: int = 0) -> Declared:
     return Declared(init, tree.Role(role, stacked))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _narrow_product(spec: str, dtype: Any, a: Array, b: Array) -> Array:
-    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _narrow_matmul(dtype: Any, x: Array, w: Array) -> Array:
+    return jnp.matmul(x.astype(dtype), w.astype(dtype), preferred_element_type=jnp.float32)
 
 
-def _narrow_product_fwd(spec: str, dtype: Any, a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
-    a, b = a.astype(dtype), b.astype(dtype)
-    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32), (a, b)
+def _narrow_matmul_fwd(dtype: Any, x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
+    x, w = x.astype(dtype), w.astype(dtype)
+    return jnp.matmul(x, w, preferred_element_type=jnp.float32), (x, w)
 
 
-def _narrow_product_bwd(spec: str, dtype: Any, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    a, b = saved
-    inputs, out = spec.split("->")
-    left, right = inputs.split(",")
+def _narrow_matmul_bwd(dtype: Any, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, w = saved
     g = g.astype(dtype)
-    da = jnp.einsum(f"{out},{right}->{left}", g, b, preferred_element_type=jnp.float32)
-    db = jnp.einsum(f"{left},{out}->{right}", a, g, preferred_element_type=jnp.float32)
-    return da, db
+    return jnp.matmul(g, w.T, preferred_element_type=jnp.float32), jnp.matmul(
+        x.T, g, preferred_element_type=jnp.float32
+    )
 
 
-_narrow_product.defvjp(_narrow_product_fwd, _narrow_product_bwd)
-
-
-def product(spec: str, a: Array, b: Array, dtype: Any = None) -> Array:
-    """`einsum(spec, a, b)`, its operands in `dtype` and its sums in float32, in the forward and both backward products.
-
-    The cotangent is cast as well: left in float32 it would meet a bfloat16 operand, and mixed products are slow on CPU.
-    With a `dtype` the product has a reverse-mode derivative only.
-
-    Args:
-        spec: Explicit einsum of two operands, every letter in at least two of the three terms.
-        a: First operand.
-        b: Second operand.
-        dtype: Of the operands, e.g. jnp.bfloat16; None for the plain product in the operands' own precision.
-
-    Returns:
-        float32 where `dtype` is given.
-    """
-    if dtype is None:
-        return jnp.einsum(spec, a, b)
-    return _narrow_product(spec, jnp.dtype(dtype), a.astype(jnp.float32), b.astype(jnp.float32))
+_narrow_matmul.defvjp(_narrow_matmul_fwd, _narrow_matmul_bwd)
 
 
 def matmul(x: Array, w: Array, dtype: Any = None) -> Array:
-    """`x @ w` over the last axis of `x` [..., K] with `w` [K, N]: see `product` for what `dtype` does.
+    """`x @ w` over the last axis of `x` [..., K] with `w` [K, N].
+
+    Given a `dtype` (jnp.bfloat16, say), the operands of the product and of both products of its backward pass are cast to
+    it and summed in float32. The cotangent is cast as well: left in float32 it would meet a bfloat16 operand, and mixed
+    products are slow on CPU. Such a product has a reverse-mode derivative only.
+
+    Args:
+        x: [..., K].
+        w: [K, N].
+        dtype: Of the operands; None for the plain product in the dtype of `x`.
 
     Returns:
         [..., N], float32 where `dtype` is given, else in the dtype of `x`.
     """
     if dtype is None:
         return jnp.matmul(x, w.astype(x.dtype))
-    flat = product("mk,kn->mn", x.reshape(-1, x.shape[-1]), w, dtype)
-    return flat.reshape(*x.shape[:-1], w.shape[-1])
+    flat = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    return _narrow_matmul(jnp.dtype(dtype), flat, w.astype(jnp.float32)).reshape(*x.shape[:-1], w.shape[-1])
 
 
 class Dense(nn.Module):
@@ -353,7 +340,7 @@ def convolve(
         strides: Steps between windows.
         padding: "SAME" (zeros, H' = ceil(H / stride), the odd one after) or "VALID" (no padding).
         form: "patches" (slices side by side, times a matrix), "lax" (a convolution), None for the backend's faster one.
-        dtype: Precision of the operands; see `product`. Serves the form "patches"; "lax" casts the operands alone.
+        dtype: Precision of the operands; see `matmul`. Serves the form "patches"; "lax" casts the operands alone.
 
     Raises:
         ValueError: If `x` is not rank 4, the padding or form is unknown, or a "VALID" window exceeds the image.
@@ -390,7 +377,7 @@ class Conv(nn.Module):
         padding: "SAME" or "VALID".
         form: None chooses by backend.
         use_bias: Whether to add a bias [features].
-        matmul_dtype: Precision of the operands; see `product`.
+        matmul_dtype: Precision of the operands; see `matmul`.
         kernel_init: Of the kernel [kh, kw, C, features].
     """
 
