@@ -1,0 +1,40 @@
+"""The counter behind "nothing was compiled": a counter that never counts would pass every such test."""
+
+import jax
+import jax.numpy as jnp
+
+
+def test_a_program_is_counted_once_and_not_again(count_compiles):
+    program = jax.jit(lambda x: x @ x + 3)
+    x = jnp.ones((4, 4))
+    with count_compiles() as first:
+        program(x)
+    with count_compiles() as second:
+        program(x)
+    program(jnp.ones((5, 5)))
+    assert len(first.compiles) == 1
+    assert first.traces
+    assert second.compiles == second.traces == []
+
+
+def test_a_program_in_the_persistent_cache_is_counted(count_compiles):
+    def make():
+        return jax.jit(lambda x: jnp.sin(x) * 5)
+
+    x = jnp.ones(3)
+    make()(x)
+    jax.clear_caches()
+    with count_compiles() as seen:
+        make()(x)
+    assert len(seen.compiles) == 1
+
+
+def test_tracing_alone_is_not_a_compilation(count_compiles):
+    with count_compiles() as seen:
+        jax.eval_shape(lambda x: x * 2, jax.ShapeDtypeStruct((3,), jnp.float32))
+    assert seen.traces
+    assert seen.compiles == []
+
+
+def test_there_are_eight_devices(devices8):
+    assert {d.platform for d in devices8} == {"cpu"}
