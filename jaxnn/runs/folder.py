@@ -138,11 +138,6 @@ class RunFolder:
         self.config = plain_config(new)
         write_json(self.path / CONFIG, self.config)
 
-    def close(self) -> None:
-        """Closes the metric files."""
-        self.metrics.close()
-        self.timing.close()
-
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config as it will come back from JSON.

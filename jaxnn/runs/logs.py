@@ -60,21 +60,16 @@ class MetricFile:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self._file: Any = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self._healed = False
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Adds a row; see `encode_row` for what it may hold and what it raises."""
         line = encode_row(row)
-        if self._file is None:
+        if not self._healed:
             drop_torn_line(self.path, "runs.MetricFile")
-            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (open between rows)
-        self._file.write(line)
+            self._healed = True
+        with open(self.path, "ab") as file:
+            file.write(line)
 
     def read(self) -> list[dict[str, Any]]:
         """All rows in order, non-finite numbers put back.
@@ -87,19 +82,12 @@ class MetricFile:
     def truncate(self, step: int) -> int:
         """Drops the rows after `step` and a torn last line, atomically; what stays keeps its bytes. Returns
         how many."""
-        self.close()
         if not self.path.exists():
             return 0
         rows = list(json_lines(self.path, "runs.MetricFile"))
         kept = [line for line, row in rows if row["step"] <= step]
         write_atomic(self.path, b"".join(kept))
         return len(rows) - len(kept)
-
-    def close(self) -> None:
-        """Closes the file; the next row opens it again."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 class TensorBoard:
