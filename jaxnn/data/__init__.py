@@ -1,17 +1,20 @@
 """Where examples come from, in which order, and how they reach the devices.
 
 A source gives any example by its number and nothing else; it holds no position. The order is arithmetic
-(`order.examples`): the ids of a data step are a function of (seed, data_step, global batch), whatever the number of hosts, so
-that a run resumes, rewinds and re-shards without any iterator state. A loader turns ids into placed batches a few steps
-ahead of the device; a source that fits on the device (`resident`) needs no loader, and only ids travel.
+(`order.examples`): the ids of a data step are a function of (seed, data_step, global batch), whatever the number of
+hosts, so that a run resumes, rewinds and re-shards without any iterator state. A loader turns ids into placed batches a
+few steps ahead of the device; a source that fits on the device (`resident`) needs no loader, and only ids travel.
 
-`Arrays` is the source for arrays, `TextFiles` for bytes of text, `ImageFolder` and `mnist` for images; `mapped` passes a
-source through a function. Whatever has `__len__`, `take` and `resident` is a source too (`jaxnn.typing.Source`).
+`Arrays` is the source for arrays, `TextFiles` for bytes of text, `ImageFolder` and `mnist` for images; `mapped` passes
+a source through a function. Whatever has `__len__`, `take` and `resident` is a source too (`jaxnn.typing.Source`).
 """
 
 from jaxnn.data import order as order
 from jaxnn.data.arrays import Arrays as Arrays
 from jaxnn.data.found import stdlib_files as stdlib_files
+from jaxnn.data.idx import mnist as mnist
+from jaxnn.data.idx import read_idx as read_idx
+from jaxnn.data.images import ImageFolder as ImageFolder
 from jaxnn.data.loader import Loader as Loader
 from jaxnn.data.loader import host_batch as host_batch
 from jaxnn.data.loader import process_slice as process_slice

@@ -37,8 +37,8 @@ def _convert(name: str, value: Any, allow_nonfinite: bool) -> HostArray:
     """One array, checked, in the dtype that JAX will give it on the device."""
     if np.ma.isMaskedArray(value):
         raise TypeError(
-            f"data.Arrays: {name!r} {describe(value)} is a masked array, whose mask would be lost. Tried: NumPy's asarray. "
-            f"Drop or fill the masked examples: value.filled(0)."
+            f"data.Arrays: {name!r} {describe(value)} is a masked array, whose mask would be lost. Tried: NumPy's "
+            "asarray. Drop or fill the masked examples: value.filled(0)."
         )
     try:
         array = np.asarray(value)
@@ -79,8 +79,8 @@ def _narrow(name: str, array: HostArray, allow_nonfinite: bool) -> HostArray:
         bad = _first_bad(array, np.isfinite)
         if bad:
             raise ValueError(
-                f"data.Arrays: {name!r} {describe(array)} has {bad.value} in example {bad.example}. Tried: every value is "
-                f"finite. Clean or drop the example, or pass allow_nonfinite=True."
+                f"data.Arrays: {name!r} {describe(array)} has {bad.value} in example {bad.example}. Tried: every value "
+                "is finite. Clean or drop the example, or pass allow_nonfinite=True."
             )
     if target == array.dtype:
         return array
@@ -93,8 +93,8 @@ def _narrow(name: str, array: HostArray, allow_nonfinite: bool) -> HostArray:
         bad = _first_bad(array, lambda x: (x >= info.min) & (x <= info.max))
     if bad:
         raise ValueError(
-            f"data.Arrays: {name!r} {describe(array)} has {bad.value} in example {bad.example}, out of the range of {target}, "
-            f"which JAX gives to {array.dtype}. Tried: a cast to {target}. Scale or renumber the values."
+            f"data.Arrays: {name!r} {describe(array)} has {bad.value} in example {bad.example}, out of the range of "
+            f"{target}, which JAX gives to {array.dtype}. Tried: a cast to {target}. Scale or renumber the values."
         )
     return array.astype(target)
 
@@ -108,9 +108,9 @@ def take_rows(arrays: Mapping[str, Any], index: Any) -> dict[str, Any]:
 class Arrays:
     """Examples as arrays of one length, by name: "x", "y" and whatever else a task reads.
 
-    float64 becomes float32 and int64 int32 once, here, because JAX would do it silently on the way to the device (not where
-    `jax_enable_x64` is set); uint8 and every other dtype stay as they are. An array that needs no conversion is not copied, so
-    a memory-mapped one stays on disk, though the check for NaN reads it once.
+    float64 becomes float32 and int64 int32 once, here, because JAX would do it silently on the way to the device (not
+    where `jax_enable_x64` is set); uint8 and every other dtype stay as they are. An array that needs no conversion is
+    not copied, so a memory-mapped one stays on disk, though the check for NaN reads it once.
     """
 
     def __init__(self, x: Any, y: Any = None, /, *, allow_nonfinite: bool = False, **named: Any):
@@ -123,8 +123,8 @@ class Arrays:
             named: Further arrays [N, ...].
 
         Raises:
-            ValueError: If there is no array or no example, lengths differ, an array is a scalar, a name is reserved, or a
-                value is not finite or does not fit the dtype that JAX uses.
+            ValueError: If there is no array or no example, lengths differ, an array is a scalar, a name is reserved, or
+                a value is not finite or does not fit the dtype that JAX uses.
             TypeError: If an array holds objects, text, dates or records.
         """
         given: dict[str, Any] = {}
@@ -141,13 +141,20 @@ class Arrays:
             given["y"] = y
         for name in named:
             if name in given:
-                raise ValueError(f"data.Arrays: the name {name!r} is given twice. Tried: {list(given)} + {list(named)}. Give it once.")
+                raise ValueError(
+                    f"data.Arrays: the name {name!r} is given twice. Tried: {list(given)} + {list(named)}. Give it "
+                    "once."
+                )
         given.update(named)
         if not given:
-            raise ValueError("data.Arrays: no arrays. Tried: x, y, a mapping and names. Give at least one array [N, ...].")
+            raise ValueError(
+                "data.Arrays: no arrays. Tried: x, y, a mapping and names. Give at least one array [N, ...]."
+            )
         for name in given:
             if not isinstance(name, str):
-                raise TypeError(f"data.Arrays: the name {name!r} is not text. Tried: {list(given)}. Name arrays by strings.")
+                raise TypeError(
+                    f"data.Arrays: the name {name!r} is not text. Tried: {list(given)}. Name arrays by strings."
+                )
             if name in RESERVED:
                 raise ValueError(
                     f"data.Arrays: the name {name!r} is reserved for what the loader adds. Tried: {list(given)}. "
@@ -159,12 +166,14 @@ class Arrays:
         for name, length in lengths.items():
             if length != lengths[first]:
                 raise ValueError(
-                    f"data.Arrays: {first!r} has {lengths[first]} examples ({describe(self.arrays[first])}) and {name!r} has "
-                    f"{length} ({describe(self.arrays[name])}). Tried: the first axis of each. Give every array one row an example."
+                    f"data.Arrays: {first!r} has {lengths[first]} examples ({describe(self.arrays[first])}) and "
+                    f"{name!r} has {length} ({describe(self.arrays[name])}). Tried: the first axis of each. Give every "
+                    "array one row an example."
                 )
         if not lengths[first]:
             raise ValueError(
-                f"data.Arrays: {first!r} {describe(self.arrays[first])} has no examples. Tried: its first axis. Give at least one."
+                f"data.Arrays: {first!r} {describe(self.arrays[first])} has no examples. Tried: its first axis. Give "
+                "at least one."
             )
 
     @classmethod
@@ -194,10 +203,16 @@ class Arrays:
             ValueError: If it selects nothing.
         """
         if not isinstance(rows, slice):
-            raise TypeError(f"data.Arrays: index {rows!r}. Tried: a slice. Write source[a:b], or source.take(ids) for single examples.")
+            raise TypeError(
+                f"data.Arrays: index {rows!r}. Tried: a slice. Write source[a:b], or source.take(ids) for single "
+                "examples."
+            )
         chosen = {name: a[rows] for name, a in self.arrays.items()}
         if not len(next(iter(chosen.values()))):
-            raise ValueError(f"data.Arrays: {rows} selects none of {len(self)} examples. Tried: NumPy's slicing. Give a slice inside.")
+            raise ValueError(
+                f"data.Arrays: {rows} selects none of {len(self)} examples. Tried: NumPy's slicing. Give a slice "
+                "inside."
+            )
         return Arrays._of(chosen)
 
     def split(self, fraction: float, seed: int = 0) -> tuple["Arrays", "Arrays"]:
@@ -214,8 +229,8 @@ class Arrays:
         count = round(n * fraction)
         if not 0 < count < n:
             raise ValueError(
-                f"data.Arrays.split: fraction {fraction} of {n} examples gives {count} and {n - count}. Tried: rounding. "
-                f"Give a fraction that leaves at least one example on each side."
+                f"data.Arrays.split: fraction {fraction} of {n} examples gives {count} and {n - count}. Tried: "
+                "rounding. Give a fraction that leaves at least one example on each side."
             )
         places = order.permute(np.arange(n), n, order.fold(seed))
         return self._of(self.take(np.sort(places[:count]))), self._of(self.take(np.sort(places[count:])))

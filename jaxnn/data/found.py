@@ -12,9 +12,9 @@ _LEFT_OUT = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_
 def stdlib_files(held_out: float = 0.1, seed: int = 0) -> tuple[list[Path], list[Path]]:
     """The sources of the running Python's standard library, split by file.
 
-    Left out are `site-packages`, `dist-packages`, tests, links, empty files and `_sysconfigdata*`, which the build generates with
-    this machine's paths in it. A file's side is a hash of (seed, relative path): it stays where it is when other files come
-    and go, from one Python version to the next.
+    Left out are `site-packages`, `dist-packages`, tests, links, empty files and `_sysconfigdata*`, which the build
+    generates with this machine's paths in it. A file's side is a hash of (seed, relative path): it stays where it is
+    when other files come and go, from one Python version to the next.
 
     Args:
         held_out: Share of the files that is held out, in [0, 1); about a tenth gives 60 files, 1 MB.
@@ -27,7 +27,9 @@ def stdlib_files(held_out: float = 0.1, seed: int = 0) -> tuple[list[Path], list
         ValueError: If `held_out` is out of range or a side is empty although it should not be.
     """
     if not 0 <= held_out < 1:
-        raise ValueError(f"data.stdlib_files: held_out is {held_out}. Tried: a share of the files. Give 0 <= held_out < 1.")
+        raise ValueError(
+            f"data.stdlib_files: held_out is {held_out}. Tried: a share of the files. Give 0 <= held_out < 1."
+        )
     root = Path(sysconfig.get_path("stdlib"))
     named: list[tuple[str, Path]] = []
     for folder, folders, files in os.walk(root):
@@ -41,7 +43,7 @@ def stdlib_files(held_out: float = 0.1, seed: int = 0) -> tuple[list[Path], list
         sides[int.from_bytes(digest, "big") < held_out * 2**64].append(file)
     if not sides[0] or (held_out and not sides[1]):
         raise ValueError(
-            f"data.stdlib_files: {len(named)} files in {str(root)!r} give {len(sides[0])} and {len(sides[1])}. Tried: a split with "
-            f"held_out={held_out}. Use a Python that has its library's sources, or another share."
+            f"data.stdlib_files: {len(named)} files in {str(root)!r} give {len(sides[0])} and {len(sides[1])}. Tried: "
+            f"a split with held_out={held_out}. Use a Python that has its library's sources, or another share."
         )
     return sides

@@ -5,10 +5,11 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from jaxnn.data.transforms import take_at
 from jaxnn.tree import describe
 from jaxnn.typing import HostArray, Source
 
@@ -31,21 +32,26 @@ def host_batch(source: Source, ids: HostArray, step: int = 0) -> dict[str, HostA
         What `source.take` gives, "mask" float32 [B] (0 for padding) and "index" int32 [B] (the id; 0 for padding).
 
     Raises:
-        ValueError: If an id is not in [-1, len(source)), the source uses a reserved name, or an array has another length.
+        ValueError: If an id is not in [-1, len(source)), the source uses a reserved name, or an array has another
+            length.
     """
     ids = np.asarray(ids)
     if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
-        raise ValueError(f"data.host_batch: ids {describe(ids)}. Tried: one row of example ids. Give integers [B], B >= 1.")
+        raise ValueError(
+            f"data.host_batch: ids {describe(ids)}. Tried: one row of example ids. Give integers [B], B >= 1."
+        )
     if int(ids.min()) < -1 or int(ids.max()) >= len(source):
         raise ValueError(
             f"data.host_batch: ids from {ids.min()} to {ids.max()} for {len(source)} examples. Tried: -1 as padding. "
             f"Give ids in [-1, {len(source)})."
         )
     index = np.maximum(ids, 0)
-    batch = dict(source.take(index, step=step) if getattr(source, "takes_step", False) else source.take(index))
+    batch = dict(take_at(source, index, step))
     for name, array in batch.items():
         if name in ("mask", "index"):
-            raise ValueError(f"data.host_batch: {type(source).__name__}.take gives the reserved name {name!r}. Rename it.")
+            raise ValueError(
+                f"data.host_batch: {type(source).__name__}.take gives the reserved name {name!r}. Rename it."
+            )
         if array.shape[:1] != ids.shape:
             raise ValueError(
                 f"data.host_batch: {type(source).__name__}.take gave {name!r} {describe(array)} for {len(ids)} ids. "
@@ -77,8 +83,9 @@ def process_slice(ids: HostArray, process_index: int, process_count: int) -> Hos
 class Loader:
     """Batches of the data steps [start, stop), built and placed by a thread that stays up to `depth` steps ahead.
 
-    An iterator of (data_step, placed batch). Every batch is made of fresh arrays: a device may alias a host array that was
-    placed on it, so a reused buffer would change a batch under a running step. Use it in a `with` statement, or call `close`.
+    An iterator of (data_step, placed batch). Every batch is made of fresh arrays: a device may alias a host array that
+    was placed on it, so a reused buffer would change a batch under a running step. Use it in a `with` statement, or
+    call `close`.
 
     Attributes:
         wait_s: Seconds the consumer has waited for batches so far.
@@ -115,7 +122,9 @@ class Loader:
         if depth < 1:
             raise ValueError(f"data.Loader: depth is {depth}. Tried: batches held ready. Give at least 1.")
         if not 0 <= start <= stop:
-            raise ValueError(f"data.Loader: data steps [{start}, {stop}). Tried: a range of steps. Give 0 <= start <= stop.")
+            raise ValueError(
+                f"data.Loader: data steps [{start}, {stop}). Tried: a range of steps. Give 0 <= start <= stop."
+            )
         process_slice(np.zeros(process_count, np.int64), process_index, process_count)
         self.wait_s = 0.0
         self._make = lambda row, step: place(host_batch(source, process_slice(row, process_index, process_count), step))
@@ -140,7 +149,7 @@ class Loader:
                     with self._changed:
                         self._ready.append((step, batch))
                         self._changed.notify_all()
-        except BaseException as error:  # noqa: BLE001 - it is raised again in the consumer, whatever it is
+        except BaseException as error:  # raised again in the consumer, whatever it is
             self._error = error
         finally:
             with self._changed:
@@ -177,13 +186,13 @@ class Loader:
         self._thread.join(_JOIN_S)
         if self._thread.is_alive():
             warnings.warn(
-                f"data.Loader: the thread has not come back from the source or from placing a batch for {_JOIN_S:.0f} s; it is "
-                f"left behind and ends with the process.",
+                f"data.Loader: the thread has not come back from the source or from placing a batch for {_JOIN_S:.0f} "
+                "s; it is left behind and ends with the process.",
                 RuntimeWarning,
                 stacklevel=2,
             )
 
-    def __enter__(self) -> "Loader":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

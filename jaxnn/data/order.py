@@ -1,8 +1,9 @@
-"""The order of examples as arithmetic: which examples a data step sees is a function of (seed, data_step, global batch).
+"""The order of examples as arithmetic: what a data step sees is a function of (seed, data_step, global batch).
 
-There is no iterator, so there is no iterator state to save, and any step can be asked for on its own: resuming, rewinding
-and several hosts all read the same order. An epoch is a keyed bijection of [0, n), evaluated only at the positions that are
-asked for, in integer arithmetic of fixed width, so that no version of NumPy and no machine changes it.
+There is no iterator, so there is no iterator state to save, and any step can be asked for on its own: resuming,
+rewinding and several hosts all read the same order. An epoch is a keyed bijection of [0, n), evaluated only at the
+positions that are asked for, in integer arithmetic of fixed width, so that no version of NumPy and no machine changes
+it.
 """
 
 import math
@@ -13,8 +14,8 @@ import numpy as np
 from jaxnn.typing import HostArray
 
 MAX_EXAMPLES = 2**40
-# Chi-square over the 40,000 first keys, of all permutations up to n = 6 and of the images of pairs above: 16 rounds show
-# nothing at any n, 8 nothing above n = 16 or so, 6 nothing above about 50.
+# Chi-square over the 40,000 first keys, of all permutations up to n = 6 and of the images of pairs above: 16 rounds
+# show nothing at any n, 8 nothing above n = 16 or so, 6 nothing above about 50.
 _SMALL = 64
 _ROUNDS, _ROUNDS_SMALL = 8, 16
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -47,7 +48,7 @@ def _splitmix(x: HostArray) -> HostArray:
 
 
 def _as_words(x: object) -> HostArray:
-    """Integers (any sign) as a uint64 array of rank 1 or more: NumPy warns when a scalar wraps, never when an array does."""
+    """Integers of any sign as uint64 of rank 1 or more: NumPy warns when a scalar wraps, not when an array does."""
     if isinstance(x, Integral):
         x = np.uint64(int(x) % 2**64)
     return np.atleast_1d(np.asarray(x)).astype(np.uint64)
@@ -106,9 +107,9 @@ def _walk_once(index: HostArray, rows: int, columns: int, keys: list[HostArray],
 def permute(index: HostArray, n: int, key: object) -> HostArray:
     """The places of `index` under a keyed permutation of [0, n); costs O(len(index)), not O(n).
 
-    A Feistel network over Z_rows x Z_columns with rows * columns >= n and as close to n as the square root allows, walking on
-    while a value falls outside [0, n). (Over a power of two up to three of four values fall outside, and the walk costs more
-    than the network.)
+    A Feistel network over Z_rows x Z_columns with rows * columns >= n and as close to n as the square root allows,
+    walking on while a value falls outside [0, n). Over the next
+    power of four up to three quarters of the values would fall outside, and each walk is another pass.
 
     Args:
         index: Integers in [0, n), any shape.
@@ -122,7 +123,8 @@ def permute(index: HostArray, n: int, key: object) -> HostArray:
         ValueError: If `n` is out of range or an index is not in [0, n).
 
     Source:
-        Black and Rogaway 2002, "Ciphers with arbitrary finite domains", methods 2 (cycle walking) and 3 (generalised Feistel).
+        Black and Rogaway 2002, "Ciphers with arbitrary finite domains", methods 2 (cycle walking) and 3 (generalised
+        Feistel).
     """
     _check_sizes("permute", n, 1)
     index = np.asarray(index)
@@ -140,7 +142,11 @@ def permute(index: HostArray, n: int, key: object) -> HostArray:
     outside = np.nonzero(place.reshape(-1) >= n)[0] if rows * columns > n else np.zeros(0, np.int64)
     flat = place.reshape(-1)
     while outside.size:
-        local = [np.broadcast_to(k, place.shape).reshape(-1)[outside] for k in keys] if key.size > 1 else [k.reshape(-1) for k in keys]
+        local = (
+            [np.broadcast_to(k, place.shape).reshape(-1)[outside] for k in keys]
+            if key.size > 1
+            else [k.reshape(-1) for k in keys]
+        )
         flat[outside] = again = _walk_once(flat[outside], rows, columns, local, dtype)
         outside = outside[again >= n]
     return place.reshape(index.shape).astype(np.int64)
@@ -174,7 +180,9 @@ def examples(seed: int, data_step: int, count: int, *, n: int, batch_size: int, 
     _check_sizes("examples", n, batch_size)
     _check("examples", seed=seed, data_step=data_step, count=count)
     if data_step < 0 or count < 0:
-        raise ValueError(f"order.examples: data_step {data_step} and count {count}. Give numbers that are not negative.")
+        raise ValueError(
+            f"order.examples: data_step {data_step} and count {count}. Give numbers that are not negative."
+        )
     per_epoch = -(-n // batch_size)
     epoch, within = np.divmod(np.arange(data_step, data_step + count, dtype=np.int64), per_epoch)
     ids = (within * batch_size)[:, None] + np.arange(batch_size, dtype=np.int64)

@@ -85,8 +85,8 @@ def _cached(files: list[Path], sizes: list[int], mtimes_ns: list[int], cache: st
         return np.memmap(path, np.uint8, "r")
     except OSError as error:
         raise ValueError(
-            f"data.TextFiles: the cache folder {str(folder)!r} cannot be used ({error.strerror}). Tried: writing {total} "
-            f"bytes to it. Give cache=FOLDER, or cache=None to hold the text in memory."
+            f"data.TextFiles: the cache folder {str(folder)!r} cannot be used ({error.strerror}). Tried: writing "
+            f"{total} bytes to it. Give cache=FOLDER, or cache=None to hold the text in memory."
         ) from error
 
 
@@ -104,11 +104,12 @@ class TextFiles:
 
     Example i starts at byte i * stride of the stream. Examples are {"x": int32 [B, T], "y": int32 [B, T], "weights":
     float32 [B, T]} with T = `length`: y is x one byte later, weights are 1 for bytes of the stream and 0 where the last
-    window runs past its end. With `segments` also "segment" and "position", int32 [B, T]: a number for each document in the
-    window and the place in it (counted from the window's start where the document began earlier), so that attention need
-    not look across documents.
+    window runs past its end. With `segments` also "segment" and "position", int32 [B, T]: a number for each document in
+    the window and the place in it (counted from the window's start where the document began earlier), so that attention
+    need not look across documents.
 
-    The stream lies in a memory-mapped file under `cache`, named by the files' paths, sizes and times of change, written once.
+    The stream lies in a memory-mapped file under `cache`, named by the files' paths, sizes and times of change, written
+    once.
     """
 
     def __init__(
@@ -130,8 +131,8 @@ class TextFiles:
             cache: Folder of the memory-mapped stream; None holds the text in memory.
 
         Raises:
-            ValueError: If there is no file or no text, a file is missing or changes while it is read, the length or stride is
-                out of range, or the cache cannot be written.
+            ValueError: If there is no file or no text, a file is missing or changes while it is read, the length or
+                stride is out of range, or the cache cannot be written.
         """
         self.length, self.stride = _window("TextFiles", length, length if stride is None else stride)
         self.segments = segments
@@ -140,7 +141,8 @@ class TextFiles:
         self.sizes = [s.st_size for s in stats]
         if not sum(self.sizes):
             raise ValueError(
-                f"data.TextFiles: {len(files)} files hold no bytes, {str(files[0])!r} first. Tried: their sizes. Give files with text."
+                f"data.TextFiles: {len(files)} files hold no bytes, {str(files[0])!r} first. Tried: their sizes. Give "
+                "files with text."
             )
         if cache is None:
             self.stream: HostArray = np.frombuffer(b"".join(_flat(files, self.sizes)), np.uint8)
@@ -152,8 +154,8 @@ class TextFiles:
 
     def __repr__(self) -> str:
         return (
-            f"TextFiles({len(self.sizes)} files, {sum(self.sizes) / 1e6:.3g} MB: {len(self)} windows of {self.length} bytes, "
-            f"stride {self.stride})"
+            f"TextFiles({len(self.sizes)} files, {sum(self.sizes) / 1e6:.3g} MB: {len(self)} windows of {self.length} "
+            f"bytes, stride {self.stride})"
         )
 
     @property
@@ -179,7 +181,7 @@ class TextFiles:
         return self._example(window, start, np)
 
     def resident(self) -> Resident | None:
-        """The stream as uint8, one byte of device memory a byte of text; None from 2 GiB on, where int32 cannot count."""
+        """The stream as uint8; None from 2 GiB on, where int32 indices end."""
         padded = (len(self) - 1) * self.stride + self.length + 1
         if padded >= _INT32:
             return None
@@ -207,7 +209,8 @@ def _window(name: str, length: int, stride: int) -> tuple[int, int]:
 def scoring_windows(document: bytes | HostArray, length: int, stride: int | None = None) -> dict[str, HostArray]:
     """Windows in which every byte of a document is a target with weight 1 exactly once.
 
-    A separator precedes the first byte. The first window scores all its targets, every later one those the window before did
+    A separator precedes the first byte. The first window scores all its targets, every later one those the window
+    before did
     not reach: a byte is predicted from at least `length` - `stride` + 1 bytes before it, or from all there are.
 
     Args:
@@ -216,15 +219,19 @@ def scoring_windows(document: bytes | HostArray, length: int, stride: int | None
         stride: Bytes from one window to the next; None for max(1, length // 2).
 
     Returns:
-        {"x": int32 [W, T], "y": int32 [W, T], "weights": float32 [W, T]}; the sum of the weights is n, and W is 0 for an
-        empty document.
+        {"x": int32 [W, T], "y": int32 [W, T], "weights": float32 [W, T]}; the sum of the weights is n, and W is 0 for
+        an empty document.
 
     Raises:
         ValueError: If the length or stride is out of range.
         TypeError: If the document is not bytes.
     """
     length, stride = _window("scoring_windows", length, max(1, length // 2) if stride is None else stride)
-    text = np.frombuffer(document, np.uint8) if isinstance(document, (bytes, bytearray, memoryview)) else np.asarray(document)
+    text = (
+        np.frombuffer(document, np.uint8)
+        if isinstance(document, (bytes, bytearray, memoryview))
+        else np.asarray(document)
+    )
     if text.dtype != np.uint8 or text.ndim != 1:
         raise TypeError(
             f"data.scoring_windows: document of type {type(document).__name__}, {text.dtype}{list(text.shape)}. "

@@ -1,4 +1,4 @@
-"""Transforms of a taken batch, on the host: pure functions of the examples and, where they are random, of two words each."""
+"""Transforms of a taken batch, on the host: pure functions of the examples and, if random, of two words each."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +12,14 @@ from jaxnn.typing import HostArray, Resident, Source
 
 Examples = dict[str, HostArray]
 _BLOCK = 1024  # examples transformed at a time when a whole source is made resident
+
+
+def take_at(source: Source, index: HostArray, step: int) -> Examples:
+    """The examples `index` [B] as data step `step` sees them: sources with a true `takes_step` are told the step."""
+    if getattr(source, "takes_step", False):
+        take: Any = source.take
+        return take(index, step=step)
+    return source.take(index)
 
 
 class Mapped:
@@ -30,12 +38,12 @@ class Mapped:
     def take(self, index: HostArray, step: int = 0) -> Examples:
         """The transformed examples `index` [B] as data step `step` sees them."""
         index = np.asarray(index)
-        inner = getattr(self.source, "takes_step", False)
-        given = self.source.take(index, step=step) if inner else self.source.take(index)  # type: ignore[call-arg]
+        given = take_at(self.source, index, step)
         out = self.fn(given, order.words(self.seed, step, index)) if self.random else self.fn(given)
         if not isinstance(out, dict):
             raise TypeError(
-                f"data.mapped: the function gave {type(out).__name__} for {sorted(given)}. Return a dict of arrays [B, ...]."
+                f"data.mapped: the function gave {type(out).__name__} for {sorted(given)}. Return a dict of arrays [B, "
+                "...]."
             )
         for name, array in out.items():
             if np.shape(array)[:1] != index.shape:
@@ -61,15 +69,17 @@ def mapped(source: Source, fn: Callable[..., Examples], *, random: bool = False,
     Args:
         source: What to transform.
         fn: Pure function from a dict of arrays [B, ...] to another, whose arrays may be the ones it was given.
-        random: `fn` also gets `words` uint32 [B, 2], random bits that are a function of (seed, data step, example id); the
-            same example differs from epoch to epoch, and a resumed run sees what the first one would have.
+        random: `fn` also gets `words` uint32 [B, 2], random bits that are a function of (seed, data step, example id);
+            the same example differs from epoch to epoch, and a resumed run sees what the first one would have.
         seed: Tells two random transforms apart.
 
     Raises:
         TypeError: If `fn` is not a function.
     """
     if not callable(fn):
-        raise TypeError(f"data.mapped: fn is {fn!r}. Tried: calling it. Give a function from a dict of arrays to a dict of arrays.")
+        raise TypeError(
+            f"data.mapped: fn is {fn!r}. Tried: calling it. Give a function from a dict of arrays to a dict of arrays."
+        )
     return Mapped(source, fn, random, seed)
 
 
@@ -86,7 +96,9 @@ def normalize(mean: Any, std: Any, key: str = "x") -> Callable[[Examples], Examp
     """
     shift, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     if not (np.isfinite(shift).all() and np.isfinite(scale).all() and (scale > 0).all()):
-        raise ValueError(f"data.normalize: mean {mean} and std {std}. Tried: (x - mean) / std. Give finite means and std > 0.")
+        raise ValueError(
+            f"data.normalize: mean {mean} and std {std}. Tried: (x - mean) / std. Give finite means and std > 0."
+        )
 
     def normalized(examples: Examples) -> Examples:
         return {**examples, key: (examples[key].astype(np.float32) - shift) / scale}
@@ -113,7 +125,9 @@ def random_crop_flip(pad: int = 4, flip: bool = True, key: str = "x") -> Callabl
     def cropped(examples: Examples, words: HostArray) -> Examples:
         x = examples[key]
         if x.ndim != 4:
-            raise ValueError(f"data.random_crop_flip: {key!r} {describe(x)}. Tried: [B, height, width, channels]. Give images.")
+            raise ValueError(
+                f"data.random_crop_flip: {key!r} {describe(x)}. Tried: [B, height, width, channels]. Give images."
+            )
         _, height, width, _ = x.shape
         span = 2 * pad + 1
         top = (words[:, 0] & np.uint32(0xFFFF)).astype(np.int64) * span >> 16
@@ -140,7 +154,9 @@ def one_hot(classes: int, key: str = "y") -> Callable[[Examples], Examples]:
     def encoded(examples: Examples) -> Examples:
         ids = examples[key]
         if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= classes):
-            raise ValueError(f"data.one_hot: ids from {ids.min()} to {ids.max()} for {classes} classes. Give ids in [0, {classes}).")
+            raise ValueError(
+                f"data.one_hot: ids from {ids.min()} to {ids.max()} for {classes} classes. Give ids in [0, {classes})."
+            )
         return {**examples, key: (ids[..., None] == np.arange(classes)).astype(np.float32)}
 
     return encoded
