@@ -108,8 +108,8 @@ def permute(index: HostArray, n: int, key: object) -> HostArray:
     """The places of `index` under a keyed permutation of [0, n); costs O(len(index)), not O(n).
 
     A Feistel network over Z_rows x Z_columns with rows * columns >= n and as close to n as the square root allows,
-    walking on while a value falls outside [0, n). Over the next
-    power of four up to three quarters of the values would fall outside, and each walk is another pass.
+    walking on while a value falls outside [0, n). Over the next power of four up to three quarters of the values would
+    fall outside, and each walk is another pass.
 
     Args:
         index: Integers in [0, n), any shape.
