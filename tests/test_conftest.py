@@ -2,6 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
+
+pytestmark = pytest.mark.smoke
 
 
 def test_a_program_is_counted_once_and_not_again(count_compiles):

@@ -80,6 +80,7 @@ def test_command_is_the_function_it_names(wheel):
     assert callable(getattr(importlib.import_module(module), function))
 
 
+@pytest.mark.smoke
 def test_import_loads_nothing_heavy_beyond_jax_flax_and_optax():
     heavy = ["PIL", "grain", "matplotlib", "orbax", "rich", "scipy", "tensorboardX", "tensorstore", "tyro"]
     code = f"""
