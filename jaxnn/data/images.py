@@ -54,7 +54,7 @@ class ImageFolder:
             )
         if channels not in _MODES:
             raise ValueError(f"data.ImageFolder: {channels} channels. Tried: {_MODES}. Give one of their numbers.")
-        self.root, self.size, self.channels = Path(root).expanduser(), (int(size[0]), int(size[1])), channels
+        self.root, self.size, self.channels = Path(root).expanduser(), (size[0], size[1]), channels
         if not self.root.is_dir():
             raise ValueError(
                 f"data.ImageFolder: {str(root)!r} is no folder. Tried: listing it. Give the folder of the class "
