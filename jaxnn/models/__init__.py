@@ -9,4 +9,7 @@ from jaxnn.models import layers as layers
 from jaxnn.models.cnn import CNN as CNN
 from jaxnn.models.gpt import GPT as GPT
 from jaxnn.models.gpt import GPTConfig as GPTConfig
+from jaxnn.models.gpt import stack_layers as stack_layers
+from jaxnn.models.gpt import unstack_layers as unstack_layers
 from jaxnn.models.mlp import MLP as MLP
+from jaxnn.models.sampling import generate as generate

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnn.models.layers import narrow_dot
 from jaxnn.tree import describe
 from jaxnn.typing import Array
 
@@ -75,8 +76,8 @@ def _dot(a: Array, b: Array, transposed: bool = False) -> Array:
     On XLA:CPU batched bfloat16 products in which `a` would be the transposed one are not implemented (they fail when
     run), so callers lay `a` out with K last.
     """
-    dims = (((3,), (3 if transposed else 2,)), ((0, 1), (0, 1)))
-    return lax.dot_general(a, b, dims, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
+    dimensions = (((3,), (3 if transposed else 2,)), ((0, 1), (0, 1)))
+    return narrow_dot(a, b, dimensions) if a.dtype.itemsize < 4 else lax.dot_general(a, b, dimensions)
 
 
 def _forward(
