@@ -166,6 +166,16 @@ def test_curve_draws_what_it_was_given():
     assert (axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel()) == ("T", "step", "loss")
 
 
+def test_curve_follows_the_theme_and_reads_no_formulas():
+    price = "$5 to $6_a"
+    page = report.Page("t").figure(report.curve([0, 1], {price: [1, 2], "_b": [1, 2]}, price, price, price))
+    assert "stroke: currentColor" in page.html()
+    assert "fill: currentColor" in page.html()
+    assert not re.search(r"#000000|#010203|#ffffff;", page.html().partition("<svg")[2])
+    assert "".join(read(page).text).count(price) == 4
+    assert "_b" in read(page).text
+
+
 def test_curve_of_nothing_can_be_shown():
     read(report.Page("t").figure(report.curve([], {"a": []}, logy=True)).figure(report.curve([], {})))
 
