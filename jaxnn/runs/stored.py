@@ -71,7 +71,10 @@ def listing(folder: Path) -> list[Stored]:
             manifest = read_json(path, "manifest")
         except (OSError, ValueError):
             manifest = {}
-        nbytes = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+        try:
+            nbytes = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+        except FileNotFoundError:  # a live run's retention removed it meanwhile
+            continue
         rows.append(Stored(step, path, is_good(path), manifest.get("metric"), nbytes, manifest.get("time")))
     return rows
 
