@@ -89,6 +89,21 @@ class MetricFile:
         write_atomic(self.path, b"".join(kept))
         return len(rows) - len(kept)
 
+    def keep(self, count: int) -> None:
+        """Keeps the first `count` rows and drops the others and a torn last line, atomically.
+
+        Raises:
+            ValueError: If there are fewer rows than that: the file was changed by somebody else.
+        """
+        lines = [line for line, _ in json_lines(self.path, "runs.MetricFile")] if self.path.exists() else []
+        if len(lines) < count:
+            raise ValueError(
+                f"runs.MetricFile.keep: {self.path} has {len(lines)} rows; the checkpoint was written after {count}. "
+                "Restore the file, or start a new run."
+            )
+        if self.path.exists():
+            write_atomic(self.path, b"".join(lines[:count]))
+
 
 class TensorBoard:
     """Writes scalars where TensorBoard finds them; needs `tensorboardX`, which is loaded here and not before.

@@ -1,0 +1,206 @@
+"""Engines: what drives a state through data steps. One keeps the data on the device, the other streams it.
+
+Both deliver the sums of steps in order and late, so that the device always has work queued, and both can be asked to stop
+between dispatches.
+"""
+
+import collections
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from jaxnn.core import State, step as core_step
+from jaxnn.data import Loader, order
+from jaxnn.typing import Mean, Resident, Source, Strategy
+
+Deliver = Callable[[int, dict[str, Mean]], None]  # (first data step, sums with leaves [k])
+DISPATCH_S = 0.25  # a dispatch aims at this long: short enough for Ctrl-C and a live display, long against its overhead
+QUEUE_S = 0.25
+
+
+class Engine(Protocol):
+    """Drives a state; see `ResidentEngine` and `StreamingEngine`."""
+
+    state: State
+    data_step: int
+    wait_s: float
+
+    def advance(self, target: int, interrupted: Callable[[], bool]) -> None:
+        """Runs to data step `target`, or until `interrupted()` between two dispatches."""
+        ...
+
+    def drain(self) -> None:
+        """Delivers everything that is outstanding."""
+        ...
+
+    def move(self, state: State, data_step: int) -> None:
+        """Goes on from another state at another data step."""
+        ...
+
+    def close(self) -> None:
+        """Releases threads."""
+        ...
+
+
+def scalars(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The step with only its scalar sums: a confusion matrix is for evaluation, not for every step."""
+
+    def scalar_step(state: State, batch: Any) -> tuple[State, dict[str, Mean]]:
+        state, sums = step(state, batch)
+        return state, {name: mean for name, mean in sums.items() if np.ndim(mean.sum) == 0}
+
+    return scalar_step
+
+
+class ResidentEngine:
+    """Many steps a dispatch over data that lives on the device; only example ids travel.
+
+    Args:
+        step: The traceable step.
+        sums: Shapes of the step's sums.
+        resident: The data.
+        state: Where to begin, placed.
+        data_step: Likewise.
+        ids: `ids(data_step, count) -> [count, B]`.
+        k_max: Steps a dispatch at most; a property of the compiled program.
+        strategy: Where it runs.
+        deliver: Takes the sums.
+    """
+
+    def __init__(
+        self,
+        step: Callable[..., Any],
+        sums: Any,
+        resident: Resident,
+        state: State,
+        data_step: int,
+        ids: Callable[[int, int], np.ndarray],
+        k_max: int,
+        strategy: Strategy,
+        deliver: Deliver,
+    ):
+        self._chunk = strategy.compile(core_step.make_chunk(step, resident, sums, k_max))
+        self._arrays = strategy.put_shared(resident.arrays)
+        self._ids, self._k_max, self._strategy, self._deliver = ids, k_max, strategy, deliver
+        self._pending: collections.deque[tuple[int, int, Any]] = collections.deque()
+        self._length, self._delivered_at = 1, 0.0
+        self.state, self.data_step, self.wait_s = state, data_step, 0.0
+
+    def advance(self, target: int, interrupted: Callable[[], bool]) -> None:
+        while self.data_step < target and not interrupted():
+            k = min(target - self.data_step, self._length, self._k_max)
+            ids = self._ids(self.data_step, k)
+            rows = np.full((self._k_max, ids.shape[1]), -1, np.int32)  # fresh: the device may alias it
+            rows[:k] = ids
+            self.state, report = self._chunk(self.state, self._arrays, self._strategy.put_rows(rows), np.int32(k))
+            self._pending.append((self.data_step, k, report))
+            self.data_step += k
+            self._length = min(2 * self._length, self._k_max)
+            while len(self._pending) > 1:
+                self._pop()
+
+    def _pop(self) -> None:
+        first, k, report = self._pending.popleft()
+        host = jax.device_get(report)
+        now = time.perf_counter()
+        took, self._delivered_at = now - self._delivered_at, now
+        if took > DISPATCH_S:
+            self._length = min(self._length, max(1, int(k * DISPATCH_S / took)))
+        self._deliver(first, jax.tree.map(lambda x: x[:k], host))
+
+    def drain(self) -> None:
+        while self._pending:
+            self._pop()
+
+    def move(self, state: State, data_step: int) -> None:
+        self.state, self.data_step = state, data_step
+
+    def close(self) -> None:
+        pass
+
+
+class StreamingEngine:
+    """One step a dispatch over batches that a thread builds and places ahead of the device.
+
+    Args as in `ResidentEngine`; `stop` is the last data step, `source` where batches come from.
+    """
+
+    MOST = 32  # dispatches in flight; unbounded queues of collectives deadlock on forced host devices
+
+    def __init__(
+        self,
+        step: Callable[..., Any],
+        source: Source,
+        state: State,
+        data_step: int,
+        stop: int,
+        ids: Callable[[int, int], np.ndarray],
+        strategy: Strategy,
+        deliver: Deliver,
+    ):
+        self._step = strategy.compile_step(step)
+        self._open = functools.partial(Loader, source, ids, strategy.put_batch, stop=stop)
+        self._loader: Loader | None = None
+        self._deliver = deliver
+        self._pending: collections.deque[tuple[int, Any]] = collections.deque()
+        self._delivered_at = time.perf_counter()
+        self._waited = 0.0
+        self.state, self.data_step = state, data_step
+
+    @property
+    def wait_s(self) -> float:
+        return self._waited + (self._loader.wait_s if self._loader else 0.0)
+
+    def advance(self, target: int, interrupted: Callable[[], bool]) -> None:
+        while self.data_step < target and not interrupted():
+            if self._loader is None:
+                self._loader = self._open(start=self.data_step)
+            _, batch = next(self._loader)
+            self.state, sums = self._step(self.state, batch)
+            self._pending.append((self.data_step, sums))
+            self.data_step += 1
+            if len(self._pending) >= self.MOST or time.perf_counter() - self._delivered_at > QUEUE_S:
+                self._pop(len(self._pending) - 2)
+
+    def _pop(self, count: int) -> None:
+        if count < 1:
+            return
+        items = [self._pending.popleft() for _ in range(count)]
+        host = jax.device_get([sums for _, sums in items])
+        self._delivered_at = time.perf_counter()
+        self._deliver(items[0][0], jax.tree.map(lambda *xs: np.stack(xs), *host))
+
+    def drain(self) -> None:
+        self._pop(len(self._pending))
+
+    def move(self, state: State, data_step: int) -> None:
+        self.close()
+        self.state, self.data_step = state, data_step
+
+    def close(self) -> None:
+        if self._loader is not None:
+            self._waited += self._loader.wait_s
+            self._loader.close()
+            self._loader = None
+
+
+def resident_data(source: Source, devices: tuple[jax.Device, ...]) -> Resident | None:
+    """The source's resident form where it fits on every device with room to spare: a quarter of an accelerator's memory,
+    or 1 GiB of a host's over all its forced devices."""
+    resident = source.resident()
+    if resident is None:
+        return None
+    size = sum(x.nbytes for x in jax.tree.leaves(resident.arrays))
+    if devices[0].platform == "cpu":
+        return resident if size * len(devices) <= 2**30 else None
+    stats = devices[0].memory_stats() or {}
+    return resident if size <= stats.get("bytes_limit", 2**32) // 4 else None
+
+
+def order_ids(seed: int, n: int, batch_size: int) -> Callable[[int, int], np.ndarray]:
+    """`ids(data_step, count)` of a run: arithmetic, no state."""
+    return functools.partial(order.examples, seed, n=n, batch_size=batch_size)

@@ -1,0 +1,120 @@
+"""Evaluation and prediction: over every example exactly once, whatever the batch size and the devices."""
+
+import functools
+from collections import deque
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxnn import data, parallel
+from jaxnn.core import State, Task
+from jaxnn.core.step import make_value_fn
+from jaxnn.data import host_batch, order
+from jaxnn.train import checks
+from jaxnn.typing import Mean, PyTree, Source, Strategy
+
+IN_FLIGHT = 4
+
+
+def strategy_of(state: State) -> Strategy:
+    """A strategy for a state that is placed already: data parallelism over the devices it is on."""
+    leaves = [x for x in jax.tree.leaves((state.params, state.model_state)) if isinstance(x, jax.Array)]
+    devices = sorted(leaves[0].sharding.device_set, key=lambda d: d.id) if leaves else jax.devices()[:1]
+    return parallel.replicate(devices) if len(devices) > 1 else parallel.single(devices[0])
+
+
+@functools.lru_cache(maxsize=32)
+def _sums_program(task: Task, strategy: Strategy) -> Any:
+    return strategy.compile_sums(make_value_fn(task, train=False))
+
+
+@functools.lru_cache(maxsize=32)
+def _map_program(task: Task, strategy: Strategy) -> Any:
+    return strategy.compile_map(task.predict)
+
+
+def _batches(source: Source, batch_size: int, strategy: Strategy) -> Any:
+    """Host batches in order, the last one padded; a multiple of the devices each."""
+    n, devices = len(source), len(strategy.devices)
+    size = -(-min(batch_size, n) // devices) * devices
+    for first in range(0, order.steps_per_epoch(n, size)):
+        yield host_batch(source, order.examples(0, first, 1, n=n, batch_size=size, shuffle=False)[0])
+
+
+def evaluate(
+    task: Task, state: State, source: Source, *, batch_size: int = 256, strategy: Strategy | None = None
+) -> dict[str, Any]:
+    """The objective ("loss") and the task's metrics over all examples of `source`.
+
+    Sums are added in float64 on the host, so that a ragged last batch, masks and the number of devices do not matter.
+
+    Args:
+        task: What was learned.
+        state: A run's state.
+        source: The data.
+        batch_size: Global examples a program run; only speed and memory depend on it.
+        strategy: By default data parallelism over the devices that hold the state.
+
+    Raises:
+        ValueError: If the data does not fit the task.
+    """
+    checks.evaluation_arguments("train.evaluate", task, state, source, batch_size)
+    strategy = strategy or strategy_of(state)
+    totals: dict[str, Mean] = {}
+    flying: deque[Any] = deque()
+
+    def land() -> None:
+        for name, mean in jax.device_get(flying.popleft()).items():
+            held = totals.get(name, Mean(0.0, 0.0))
+            totals[name] = Mean(held.sum + np.asarray(mean.sum, np.float64), held.weight + np.asarray(mean.weight, np.float64))
+
+    program = None
+    for batch in _batches(source, batch_size, strategy):
+        if program is None:
+            checks.task_accepts("train.evaluate", task, state, batch)
+            program = _sums_program(task, strategy)
+        flying.append(program(state.params, state.model_state, strategy.put_batch(batch), state.key))
+        if len(flying) > IN_FLIGHT:
+            land()
+    while flying:
+        land()
+    return {name: task.finish(name, mean) for name, mean in totals.items()}
+
+
+def predict(
+    task: Task, state: State, x: Any, *, batch_size: int = 256, strategy: Strategy | None = None
+) -> PyTree:
+    """The model's outputs for every example, as NumPy arrays in input order.
+
+    Args:
+        task: What was learned.
+        state: A run's state.
+        x: Inputs [N, ...] as an array, a mapping of arrays, or a `Source`.
+        batch_size: Global examples a program run.
+        strategy: By default data parallelism over the devices that hold the state.
+
+    Returns:
+        A pytree like one batch's outputs, leaves [N, ...].
+    """
+    source = x if hasattr(x, "take") and hasattr(x, "resident") else data.Arrays(x)
+    checks.evaluation_arguments("train.predict", task, state, source, batch_size)
+    strategy = strategy or strategy_of(state)
+    program = None
+    parts: list[PyTree] = []
+    flying: deque[tuple[Any, np.ndarray]] = deque()
+
+    def land() -> None:
+        outputs, mask = flying.popleft()
+        parts.append(jax.tree.map(lambda leaf: np.asarray(leaf)[mask], jax.device_get(outputs)))
+
+    for batch in _batches(source, batch_size, strategy):
+        if program is None:
+            checks.predict_accepts("train.predict", task, state, batch)
+            program = _map_program(task, strategy)
+        flying.append((program(state.params, state.model_state, strategy.put_batch(batch)), batch["mask"] > 0))
+        if len(flying) > IN_FLIGHT:
+            land()
+    while flying:
+        land()
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)

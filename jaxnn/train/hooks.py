@@ -1,0 +1,304 @@
+"""Hooks: what happens beside the steps. A hook says when it fires and what it needs, and answers with an action.
+
+Rows (the values of a log window) reach every hook in order but late, because the host never makes the device wait. A hook
+that acts on a run does so at a step that it named beforehand; there the loop has delivered every row up to that step, so
+that what the hook does is a function of the run and not of timing.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn import tree
+from jaxnn.core import State
+
+Row = Mapping[str, Any]  # "step", "epoch" and values by name
+
+
+@dataclasses.dataclass(frozen=True)
+class Continue:
+    """Nothing changes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop:
+    """The run ends here, for this reason."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Save:
+    """A checkpoint is written here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Replace:
+    """The state becomes `state_fn(state)`: same structure, shapes and dtypes. `why` goes to the journal."""
+
+    state_fn: Callable[[State], State]
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewind:
+    """The run goes back to the newest good checkpoint at or before `step`, and leaves out the data steps [skip)."""
+
+    step: int
+    skip: tuple[int, int] | None = None
+
+
+Action = Continue | Stop | Save | Replace | Rewind
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run is going to do, in data steps.
+
+    Attributes:
+        steps: Where it ends.
+        epoch: Data steps an epoch.
+        log_every: Data steps a row covers.
+        validate_every: Data steps between validations; None where there is no validation data.
+        batch_size: Global examples a step.
+    """
+
+    steps: int
+    epoch: int
+    log_every: int
+    validate_every: int | None
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """What a hook sees when it acts.
+
+    Attributes:
+        step: Data steps done.
+        plan: The run's plan.
+        state: The state; read it, do not keep it: the next step donates its buffers.
+        values: The latest reported value of each name.
+        final: Whether the run ends here.
+        report: `report(values)` adds a row of values at this step.
+        journal: `journal(event, **fields)` records an event.
+        show: `show(text)` prints above the progress display.
+    """
+
+    step: int
+    plan: Plan
+    state: State
+    values: Mapping[str, Any]
+    final: bool
+    report: Callable[[Mapping[str, Any]], None]
+    journal: Callable[..., None]
+    show: Callable[[str], None]
+
+
+class Hook:
+    """Base of hooks; override what you need. `name` keys its memory in checkpoints and must be unique in a run."""
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def start(self, plan: Plan, state: State) -> None:
+        """Before the first step, also of a resumed run. Raise here what is wrong with the hook's settings."""
+
+    def every(self, plan: Plan) -> int | None:
+        """`act` is called at the multiples of this number of data steps; None for never."""
+        return None
+
+    def row(self, row: Row) -> None:
+        """A row was completed. May come late; must not act."""
+
+    def act(self, at: Moment) -> Action | None:
+        """Called at its steps with all rows up to there delivered."""
+
+    def memory(self) -> dict[str, Any]:
+        """What must survive a resume, as JSON."""
+        return {}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Restores what `memory` gave."""
+
+    def finish(self) -> None:
+        """After the last step, also when the run fails."""
+
+
+def lower_is_better(monitor: str) -> bool:
+    """Whether a smaller value of this name is better: false for accuracies."""
+    return not any(word in monitor for word in ("accuracy", "top", "auc", "f1", "bleu"))
+
+
+class _Patience(Hook):
+    """Counts the times that a value did not improve."""
+
+    def __init__(self, monitor: str, patience: int, min_delta: float):
+        if patience < 1 or min_delta < 0:
+            raise ValueError(
+                f"train.{type(self).__name__}: patience={patience}, min_delta={min_delta}. Give patience >= 1 and min_delta >= 0."
+            )
+        self.monitor, self.patience, self.min_delta = monitor, patience, min_delta
+        self.best: float | None = None
+        self.waited = 0
+
+    @property
+    def name(self) -> str:
+        return f"{type(self).__name__}({self.monitor})"
+
+    def every(self, plan: Plan) -> int | None:
+        if self.monitor.startswith("val_"):
+            if plan.validate_every is None:
+                raise ValueError(
+                    f"train.{type(self).__name__}: monitor={self.monitor!r} needs validation data. Pass validation= to fit."
+                )
+            return plan.validate_every
+        return plan.log_every
+
+    def worse(self, at: Moment) -> bool:
+        """Takes in the monitored value; True when patience has run out (and begins to wait anew)."""
+        if self.monitor not in at.values:
+            raise ValueError(
+                f"train.{type(self).__name__}: nothing called {self.monitor!r} is reported. There is: {sorted(at.values)}."
+            )
+        value = float(at.values[self.monitor])
+        sign = 1 if lower_is_better(self.monitor) else -1
+        if self.best is None or sign * (self.best - value) > self.min_delta:
+            self.best, self.waited = value, 0
+            return False
+        self.waited += 1
+        if self.waited < self.patience:
+            return False
+        self.waited = 0
+        return True
+
+    def memory(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        self.best, self.waited = memory["best"], memory["waited"]
+
+
+class EarlyStopping(_Patience):
+    """Stops the run when a value has not improved for `patience` looks at it.
+
+    Args:
+        monitor: A reported name: "val_loss", "loss", "val_accuracy".
+        patience: Looks without improvement; >= 1.
+        min_delta: What counts as improvement, in the value's unit; >= 0.
+    """
+
+    def __init__(self, monitor: str = "val_loss", *, patience: int = 5, min_delta: float = 0.0):
+        super().__init__(monitor, patience, min_delta)
+
+    def act(self, at: Moment) -> Action | None:
+        if self.worse(at):
+            return Stop(f"{self.monitor} has not improved on {self.best:.6g} for {self.patience} looks")
+        return None
+
+
+def _find(opt_state: Any, name: str) -> str:
+    """The path of the one hyperparameter leaf called `name`; where it is recomputed by a schedule, an error."""
+    suffix = f"hyperparams/{name}"
+    leaves = tree.leaves_by_path(opt_state)
+    hits = [path for path in leaves if path == suffix or path.endswith("/" + suffix)]
+    if len(hits) != 1:
+        raise ValueError(
+            f"train.ReduceOnPlateau: the optimizer's state has {len(hits)} hyperparameters called {name!r}. "
+            "Write optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)."
+        )
+    if any(f"hyperparams_states/{name}" in path for path in leaves):
+        raise ValueError(
+            f"train.ReduceOnPlateau: {name!r} follows a schedule, which would overwrite the reduced value. Give it a number."
+        )
+    return hits[0]
+
+
+class ReduceOnPlateau(_Patience):
+    """Multiplies a hyperparameter by `factor` when a value has not improved for `patience` looks at it.
+
+    The optimizer must keep it in its state: `optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)`.
+
+    Args:
+        monitor: A reported name.
+        factor: In (0, 1).
+        patience: Looks without improvement; >= 1.
+        min_delta: What counts as improvement; >= 0.
+        hyperparameter: Its name.
+        minimum: It is not reduced below this.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        *,
+        factor: float = 0.5,
+        patience: int = 5,
+        min_delta: float = 0.0,
+        hyperparameter: str = "learning_rate",
+        minimum: float = 0.0,
+    ):
+        super().__init__(monitor, patience, min_delta)
+        if not 0 < factor < 1:
+            raise ValueError(f"train.ReduceOnPlateau: factor={factor}. Give a number between 0 and 1.")
+        self.factor, self.hyperparameter, self.minimum = factor, hyperparameter, minimum
+
+    def start(self, plan: Plan, state: State) -> None:
+        _find(state.opt_state, self.hyperparameter)
+
+    def act(self, at: Moment) -> Action | None:
+        if not self.worse(at):
+            return None
+        path = _find(at.state.opt_state, self.hyperparameter)
+
+        def reduce(state: State) -> State:
+            def one(p: str, leaf: Any) -> Any:
+                return jnp.maximum(leaf * self.factor, self.minimum).astype(leaf.dtype) if p == path else leaf
+
+            return state._replace(opt_state=tree.map_by_path(one, state.opt_state))
+
+        old = float(jax.device_get(tree.leaves_by_path(at.state.opt_state)[path]))
+        return Replace(reduce, f"{self.hyperparameter} {old:.6g} x {self.factor}: {self.monitor} has not improved on {self.best:.6g}")
+
+
+class StopOnNonFinite(Hook):
+    """Stops the run at the first log window that holds a NaN or an infinity, and says which step and value."""
+
+    def __init__(self) -> None:
+        self.bad: tuple[int, str] | None = None
+
+    def every(self, plan: Plan) -> int | None:
+        return plan.log_every
+
+    def row(self, row: Row) -> None:
+        if self.bad is None and "nonfinite_step" in row:
+            self.bad = (row["nonfinite_step"], row["nonfinite_name"])
+
+    def act(self, at: Moment) -> Action | None:
+        if self.bad is None:
+            return None
+        step, name = self.bad
+        return Stop(f"{name} is not finite at step {step}")
+
+
+class Evaluate(Hook):
+    """Reports the task's loss and metrics on held-out data, names prefixed with "val_"."""
+
+    def __init__(self, evaluate: Callable[[State], Mapping[str, Any]]):
+        self._evaluate = evaluate
+        self._last = -1
+
+    def every(self, plan: Plan) -> int | None:
+        return plan.validate_every
+
+    def act(self, at: Moment) -> Action | None:
+        if at.step != self._last:
+            self._last = at.step
+            at.report({f"val_{name}": value for name, value in self._evaluate(at.state).items()})
+        return None
+
+

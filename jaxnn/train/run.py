@@ -1,0 +1,115 @@
+"""What a training run gives back, and the values that set it up."""
+
+import dataclasses
+from typing import Any
+
+import optax
+
+from jaxnn.core import State, Task
+from jaxnn.runs import RunFolder
+from jaxnn.typing import Source
+
+
+@dataclasses.dataclass
+class Run:
+    """A finished, stopped or interrupted run.
+
+    Attributes:
+        task: What was learned.
+        state: The last state.
+        history: Rows in order, each a dict of "step", "epoch" and values by name; validation has rows of its own.
+        stopped: Why the run ended before its last step; None where it did not.
+        folder: Its folder, where `out` was given.
+    """
+
+    task: Task
+    state: State
+    history: list[dict[str, Any]]
+    stopped: str | None = None
+    folder: RunFolder | None = None
+
+    def column(self, name: str) -> tuple[list[int], list[float]]:
+        """The steps and values at which `name` was reported.
+
+        Raises:
+            KeyError: If it never was; lists what was.
+        """
+        rows = [row for row in self.history if name in row]
+        if not rows:
+            known = sorted({key for row in self.history for key in row})
+            raise KeyError(f"Run.column: {name!r} was never reported. Reported: {known}.")
+        return [row["step"] for row in rows], [row[name] for row in rows]
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was asked to stop, by Ctrl-C or SIGTERM; it has saved and closed its files. `run` is what it had come to."""
+
+    def __init__(self, message: str, run: Run, signal: int):
+        super().__init__(message)
+        self.run, self.signal = run, signal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What an experiment builds from its config: everything that `fit` needs, for tools to reuse.
+
+    Attributes:
+        task: What is learned.
+        tx: The optimizer.
+        data: Training data.
+        validation: Held-out data, or None.
+        rules: Sharding rules by parameter path, for strategies that split parameters.
+    """
+
+    task: Task
+    tx: optax.GradientTransformation
+    data: Source
+    validation: Source | None = None
+    rules: Any = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpointing:
+    """When `fit` saves into its run folder.
+
+    Attributes:
+        every: Data steps between checkpoints; None for none but by `minutes`.
+        minutes: Wall-clock minutes between checkpoints; None for none.
+        keep: How many of the newest are kept.
+        best: A reported name ("val_loss") whose best checkpoint is kept too, or None.
+    """
+
+    every: int | None = None
+    minutes: float | None = 5.0
+    keep: int = 3
+    best: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Log:
+    """What `fit` reports and where.
+
+    Attributes:
+        every: Data steps a row covers; None for an epoch at most, or a fiftieth of the run.
+        progress: Whether to show progress.
+        tensorboard: Whether to write TensorBoard files into the run folder (needs the `tensorboard` extra).
+    """
+
+    every: int | None = None
+    progress: bool = True
+    tensorboard: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dispatch:
+    """How steps reach the device. The default chooses; both are recorded in the run and kept on resume.
+
+    Attributes:
+        resident: Whether the data lives on the device, many steps a dispatch; None where it fits.
+        most: Steps a dispatch at most (K_max); None from the sizes of its buffers. A resumed run must keep it.
+    """
+
+    resident: bool | None = None
+    most: int | None = None
+
+

@@ -1,0 +1,344 @@
+"""The loop between two points of a run: advance, deliver rows, let hooks act, save, and end in good order."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn import tree
+from jaxnn.core import State
+from jaxnn.core.state import abstract
+from jaxnn.runs import Checkpoints, RunFolder, TensorBoard
+from jaxnn.train.engine import Engine
+from jaxnn.train.hooks import Continue, Hook, Moment, Plan, Replace, Rewind, Save, Stop
+from jaxnn.train.progress import Progress
+from jaxnn.train.run import Checkpointing
+from jaxnn.train.windows import Windows
+from jaxnn.typing import Mean, Strategy
+
+
+@jax.jit
+def _all_finite(values: Any) -> Any:
+    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(values) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.asarray(finite)) if finite else jnp.asarray(True)
+
+
+class Signals:
+    """While open, the first SIGINT or SIGTERM asks for an orderly end; the second interrupts at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._receive)
+        return self
+
+    def _receive(self, number: int, _: Any) -> None:
+        if self.received is not None:
+            self.__exit__()
+            raise KeyboardInterrupt
+        self.received = number
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._old = {}
+
+
+class Session:
+    """Everything that one call of `fit` holds while it runs.
+
+    Args:
+        plan: What is going to be done.
+        strategy: Where the state lives.
+        finish: `(name, Mean) -> value`.
+        hooks: In the order in which they act.
+        folder: The run's folder, or None.
+        save: When to save.
+        progress: The display, or None.
+        tensorboard: Whether to write TensorBoard files.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        strategy: Strategy,
+        finish: Callable[[str, Mean], Any],
+        hooks: Sequence[Hook],
+        folder: RunFolder | None,
+        save: Checkpointing,
+        progress: Progress | None,
+        tensorboard: bool,
+    ):
+        self.plan, self.strategy, self.folder, self.save, self.progress = plan, strategy, folder, save, progress
+        self.hooks = list(hooks)
+        self.windows = Windows(plan.log_every, plan.epoch, finish)
+        self.history: list[dict[str, Any]] = []
+        self.values: dict[str, Any] = {}
+        self.skips: list[tuple[int, int]] = []
+        self.finite = True
+        self.engine: Engine
+        self.checkpoints: Checkpoints | None = None
+        if folder is not None:
+            direction = None
+            if save.best:
+                from jaxnn.train.hooks import lower_is_better
+
+                direction = "min" if lower_is_better(save.best) else "max"
+            self.checkpoints = folder.checkpoints(keep=save.keep, keep_best=direction)
+        self._board = TensorBoard(folder.path / "tensorboard") if folder is not None and tensorboard else None
+        self._saved: int | None = None
+        self._saved_at = self._timed_at = time.perf_counter()
+        self._waited = self._saving_s = 0.0
+        self._timed_step = 0
+
+    # ---- rows
+
+    def deliver(self, first: int, sums: Mapping[str, Mean]) -> None:
+        """Takes the sums of steps from the engine, in order."""
+        rows = self.windows.add(first, sums)
+        if self._timed_step == first or rows:
+            self._time(first, sums, bool(rows))
+        for row in rows:
+            self.emit(row)
+
+    def emit(self, row: dict[str, Any]) -> None:
+        """A completed row: to the history, the files and the hooks."""
+        self.history.append(row)
+        self.values |= {k: v for k, v in row.items() if k not in ("step", "epoch")}
+        if "nonfinite_step" in row:
+            self.finite = False
+        if self.folder is not None:
+            self.folder.metrics.append(row)
+        if self._board is not None:
+            self._board.scalars(row["step"], row)
+        for hook in self.hooks:
+            hook.row(row)
+        if self.progress is not None:
+            self.progress.row(row)
+
+    def _time(self, first: int, sums: Mapping[str, Mean], complete: bool) -> None:
+        if not complete:
+            return
+        now = time.perf_counter()
+        took, self._timed_at = max(now - self._timed_at, 1e-9), now
+        step = self.windows.step
+        steps, self._timed_step = step - self._timed_step, step
+        waited, self._waited = self.engine.wait_s - self._waited, self.engine.wait_s
+        rate = steps / took
+        row = {
+            "step": step,
+            "steps_per_s": rate,
+            "examples_per_s": rate * self.plan.batch_size,
+            "wait_share": min(1.0, waited / took),
+            "save_share": min(1.0, self._saving_s / took),
+            "left_s": (self.plan.steps - step) / rate,
+        }
+        self._saving_s = 0.0
+        per_step = float(np.mean(sums["loss"].weight))
+        if per_step > 1.5 * self.plan.batch_size:  # the loss counts tokens, or other parts of an example
+            row["tokens_per_s"] = rate * per_step
+        if self.folder is not None:
+            self.folder.timing.append(row)
+        if self.progress is not None:
+            self.progress.timing(row)
+
+    # ---- the loop
+
+    def run(self, signals: Signals) -> str | None:
+        """Runs to the plan's end, a hook's stop or a signal; gives why it stopped early."""
+        engine, plan = self.engine, self.plan
+        periods = [(hook, hook.every(plan)) for hook in self.hooks]
+        self._timed_step = engine.data_step
+        self._timed_at = self._saved_at = time.perf_counter()
+        while engine.data_step < plan.steps:
+            self._jump()
+            at = engine.data_step
+            stops = [at - at % n + n for n in [*(n for _, n in periods if n), *([self.save.every] if self.save.every else [])]]
+            stops += [a for a, _ in self.skips if a > at]
+            target = min([plan.steps, *stops])
+            engine.advance(target, lambda: signals.received is not None or self._save_is_due())
+            engine_at = engine.data_step
+            stop: str | None = None
+            if engine_at == target:
+                engine.drain()
+                due = [hook for hook, n in periods if n and engine_at % n == 0]
+                stop = self._act(due, final=False)
+                if engine.data_step < engine_at:  # rewound
+                    continue
+                if self.save.every and engine_at % self.save.every == 0:
+                    self.checkpoint()
+            if stop is not None:
+                return stop
+            if signals.received is not None:
+                name = signal.Signals(signals.received).name
+                self.journal("interrupted", signal=name)
+                self.checkpoint()
+                return f"interrupted by {name}"
+            if self._save_is_due():
+                self.checkpoint()
+        return None
+
+    def end(self, stopped: str | None) -> None:
+        """The last checkpoint, the unfinished row, and what hooks do at the end of a run that was not interrupted."""
+        self.engine.drain()
+        self.checkpoint()
+        if self.windows.pending:
+            self.emit(self.windows.flush() | {"partial": True})
+        if stopped is None:
+            self._act([h for h in self.hooks if h.every(self.plan) and self.engine.data_step % h.every(self.plan)], final=True)  # type: ignore[operator]
+        self.journal("end", stopped=stopped)
+
+    def close(self) -> None:
+        """Releases threads, files and the display; waits for a save in flight."""
+        try:
+            self.engine.close()
+            for hook in self.hooks:
+                hook.finish()
+            if self.checkpoints is not None:
+                self.checkpoints.close()
+        finally:
+            if self.progress is not None:
+                self.progress.finish()
+            if self._board is not None:
+                self._board.close()
+
+    # ---- actions
+
+    def _act(self, due: Sequence[Hook], *, final: bool) -> str | None:
+        for hook in due:
+            engine = self.engine
+            at = Moment(
+                step=engine.data_step,
+                plan=self.plan,
+                state=engine.state,
+                values=dict(self.values),
+                final=final or engine.data_step == self.plan.steps,
+                report=lambda values: self.emit(
+                    {"step": engine.data_step, "epoch": round(engine.data_step / self.plan.epoch, 6)}
+                    | {k: v for k, v in values.items() if np.ndim(v) == 0}
+                ),
+                journal=self.journal,
+                show=self.show,
+            )
+            action = hook.act(at)
+            if action is None or isinstance(action, Continue):
+                continue
+            if isinstance(action, Stop):
+                self.journal("stop", hook=hook.name, reason=action.reason)
+                self.show(f"{hook.name}: stopping at step {engine.data_step}: {action.reason}")
+                return action.reason
+            if isinstance(action, Save):
+                self.checkpoint()
+            elif isinstance(action, Replace):
+                self._replace(hook, action)
+            elif isinstance(action, Rewind):
+                self._rewind(hook, action)
+                return None
+            else:
+                raise TypeError(f"train.fit: hook {hook.name} gave {action!r:.80}; it must be Continue, Stop, Save, Replace, Rewind or None.")
+        return None
+
+    def _replace(self, hook: Hook, action: Replace) -> None:
+        old = abstract(self.engine.state)
+        new = action.state_fn(self.engine.state)
+        changes = list(tree.differences(old, abstract(new)))
+        if changes:
+            raise ValueError(f"train.fit: hook {hook.name} replaced the state by another shape: {'; '.join(changes[:4])}.")
+        self.engine.state = self.strategy.put_state(new)
+        self.journal("replace", hook=hook.name, why=action.why)
+        self.show(f"{hook.name}: {action.why}")
+
+    def _rewind(self, hook: Hook, action: Rewind) -> None:
+        if self.checkpoints is None:
+            raise ValueError(f"train.fit: hook {hook.name} asked for a rewind, but nothing is saved. Pass out= to fit.")
+        self.checkpoints.wait()
+        good = [step for step in self.checkpoints.good_steps() if step <= action.step]
+        if not good:
+            raise ValueError(f"train.fit: hook {hook.name} asked for a rewind to step {action.step}; no good checkpoint is that old.")
+        came_from = self.engine.data_step
+        if action.skip is not None:
+            self.skips.append((int(action.skip[0]), int(action.skip[1])))
+        self.restore(max(good), hooks=False)
+        self.journal("rewind", hook=hook.name, came_from=came_from, to=self.engine.data_step, skip=action.skip)
+        self.show(f"{hook.name}: from step {came_from} back to {self.engine.data_step}, leaving out {action.skip}")
+
+    def _jump(self) -> None:
+        for start, stop in self.skips:
+            if self.engine.data_step == start and stop > start:
+                self.journal("skip", start=start, stop=stop)
+                state = self.engine.state._replace(data_step=np.int32(stop))
+                self.engine.move(self.strategy.put_state(state), stop)
+
+    # ---- saving
+
+    def journal(self, event: str, **fields: Any) -> None:
+        """Records an event at the present step."""
+        if self.folder is not None:
+            self.folder.journal.append(event, self.engine.data_step, **fields)
+
+    def show(self, text: str) -> None:
+        """Prints above the display; silent where there is none."""
+        if self.progress is not None:
+            self.progress.show(text)
+
+    def _save_is_due(self) -> bool:
+        minutes = self.save.minutes
+        return self.checkpoints is not None and minutes is not None and time.perf_counter() - self._saved_at > 60 * minutes
+
+    def checkpoint(self) -> None:
+        """Saves here, with everything that a resumed run needs to write the same bytes; at most once a step."""
+        if self.checkpoints is None:
+            return
+        began = time.perf_counter()
+        self.engine.drain()
+        step = self.engine.data_step
+        if self._saved != step:
+            extra = {
+                "rows": len(self.history),
+                "windows": self.windows.memory(),
+                "hooks": {hook.name: hook.memory() for hook in self.hooks},
+                "skips": [list(skip) for skip in self.skips],
+            }
+            metric = self.values.get(self.save.best) if self.save.best else None
+            state = self.engine.state
+            self.checkpoints.save(step, state, extra, metric=metric)
+            if self.finite and bool(_all_finite((state.params, state.model_state))):
+                self.checkpoints.mark_good(step)
+            self.journal("save")
+            self._saved = step
+        self._saved_at = time.perf_counter()
+        self._saving_s += self._saved_at - began
+
+    def restore(self, step: int | None, *, hooks: bool) -> None:
+        """Goes on from a checkpoint: the state, the unfinished row, the rows written, and the hooks' memory."""
+        assert self.checkpoints is not None and self.folder is not None
+        restored = self.checkpoints.restore(abstract(self.engine.state), step)
+        for message in restored.set_aside:
+            self.show(message)
+            self.folder.journal.append("set_aside", restored.step, message=message)
+        self.checkpoints.discard_after(restored.step)
+        extra = restored.extra
+        self.folder.metrics.keep(extra["rows"])
+        self.folder.timing.truncate(restored.step)
+        self.history = self.folder.metrics.read()
+        self.values = {}
+        for row in self.history:
+            self.values |= {k: v for k, v in row.items() if k not in ("step", "epoch")}
+        self.finite = not any("nonfinite_step" in row for row in self.history)
+        self.windows.recall(extra["windows"])
+        if hooks:
+            self.skips = [(a, b) for a, b in extra["skips"]]
+            for hook in self.hooks:
+                if hook.name in extra["hooks"]:
+                    hook.recall(extra["hooks"][hook.name])
+        self.engine.move(self.strategy.put_state(State(*restored.state)), int(restored.state.data_step))
+        self._saved = restored.step
