@@ -77,7 +77,7 @@ def make_update_fn(tx: optax.GradientTransformation) -> Callable[..., tuple[Stat
         inverse = jnp.where(some, 1 / jnp.where(some, loss.weight, 1), 0).astype(jnp.float32)
         grads = jax.tree.map(lambda g: g * inverse.astype(g.dtype), grads)
         updates, opt_state = transform.update(
-            grads, state.opt_state, state.params, value=loss.sum * inverse, value_fn=value_fn, aux=sums, grad=grads
+            grads, state.opt_state, state.params, value=loss.sum * inverse, grad=grads, value_fn=value_fn, aux=sums
         )
         params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), state.params, updates)
         # Elementwise selects fuse into the update, which reads both sides anyway.

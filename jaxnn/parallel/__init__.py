@@ -8,11 +8,11 @@ once, in the update, by the total weight, so that every strategy gives the numbe
 import jax
 
 from jaxnn.parallel.devices import force_host_devices as force_host_devices
+from jaxnn.parallel.devices import select
 from jaxnn.parallel.pmap import Pmap as Pmap
 from jaxnn.parallel.replicate import Replicate as Replicate
 from jaxnn.parallel.replicate import data_mesh
 from jaxnn.parallel.single import Single as Single
-from jaxnn.parallel.devices import select
 
 
 def single(device: jax.Device | None = None) -> Single:
@@ -38,3 +38,21 @@ def pmap(devices: int | list[jax.Device] | None = None) -> Pmap:
     """
     chosen = select(devices, "parallel.pmap")
     return Pmap(chosen[0], data_mesh(chosen))
+
+
+STRATEGIES = {"single": single, "replicate": replicate, "pmap": pmap}
+
+
+def by_name(name: str, devices: int = 1) -> Single:
+    """The strategy that a command line names, over the first `devices` devices (forced ones on a CPU).
+
+    Call it before anything else uses JAX.
+
+    Raises:
+        ValueError: If the name is unknown, or there are fewer devices.
+    """
+    if name not in STRATEGIES:
+        raise ValueError(f"parallel.by_name: {name!r} is unknown. Tried: {', '.join(STRATEGIES)}. Write one of them.")
+    if devices > 1:
+        force_host_devices(devices)
+    return single() if name == "single" else STRATEGIES[name](devices)

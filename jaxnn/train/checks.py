@@ -149,15 +149,22 @@ def predict_accepts(where: str, task: Task, state: State, batch: Batch) -> None:
 
 
 def optimizer_accepts(where: str, tx: optax.GradientTransformation, params: Any) -> None:
-    """Traces the optimizer's init on the parameters' shapes.
+    """Traces the optimizer's init and update on the parameters' shapes.
 
     Raises:
-        ValueError: If it fails.
+        ValueError: If one fails.
     """
+    what = "initialised for"
+    transform = optax.with_extra_args_support(tx)
+    value = jax.ShapeDtypeStruct((), jax.numpy.float32)
     try:
-        jax.eval_shape(tx.init, params)
-    except Exception as error:
-        raise ValueError(f"{where}: the optimizer cannot be initialised for these parameters: {_reason(error)}") from error
+        state = jax.eval_shape(tx.init, params)
+        what = "updated with gradients of"
+        jax.eval_shape(
+            lambda p, s, v: transform.update(p, s, p, value=v, grad=p, value_fn=lambda _: v, aux={}), params, state, value
+        )
+    except Exception as error:  # whatever the optimizer raises on these shapes; told in one line
+        raise ValueError(f"{where}: the optimizer cannot be {what} these parameters: {_reason(error)}") from error
 
 
 def duration(where: str, steps: Any, epochs: Any, epoch: int) -> int:
