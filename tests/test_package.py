@@ -1,5 +1,6 @@
 """What is shipped: the wheel, what an import loads, the pins."""
 
+import ast
 import importlib
 import importlib.metadata
 import json
@@ -120,6 +121,32 @@ def test_no_private_module_of_jax_is_named():
     assert found == []
 
 
+def imported(folder: str) -> set[str]:
+    """The distributions whose modules the files of `folder` import, anywhere in them."""
+    owners = importlib.metadata.packages_distributions()
+    found: set[str] = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            found |= {name.split(".")[0] for name in names}
+    ours = {"jaxnn", "experiments", "benchmarks", "tests"}
+    return {canonicalize_name(owners.get(name, [name])[0]) for name in found - ours - set(sys.stdlib_module_names)}
+
+
+def test_every_import_is_of_a_declared_dependency():
+    project = PROJECT["project"]
+    needed = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+    extras = {
+        name: {canonicalize_name(Requirement(line).name) for line in lines}
+        for name, lines in project["optional-dependencies"].items()
+    }
+    shipped = needed | extras["images"] | extras["tensorboard"] | extras["grain"]
+    assert imported("jaxnn") - shipped == set()
+    assert imported("experiments") - shipped - extras["experiments"] == set()
+    assert (imported("tests") | imported("benchmarks")) - shipped - extras["experiments"] - extras["test"] == set()
+
+
 @pytest.mark.parametrize("lane", LANES)
 def test_constraints_hold_names_and_versions_only(lane):
     lines = (ROOT / "constraints" / f"{lane}.txt").read_text(encoding="utf-8").splitlines()
@@ -144,7 +171,13 @@ def test_constraints_pin_everything_that_an_install_brings():
     lane = "py311" if sys.version_info < (3, 12) else "py313"
     pinned = {canonicalize_name(name) for name in pins(lane)}
     extras = PROJECT["project"]["optional-dependencies"]
-    queue = [*PROJECT["project"]["dependencies"], *extras["images"], *extras["tensorboard"], *extras["test"]]
+    queue = [
+        *PROJECT["project"]["dependencies"],
+        *extras["images"],
+        *extras["tensorboard"],
+        *extras["experiments"],
+        *extras["test"],
+    ]
     seen: set[str] = set()
     while queue:
         requirement = Requirement(queue.pop())
