@@ -1,9 +1,9 @@
 """Losses per example: `(outputs, targets) -> values [B, ...]`, never reduced here.
 
-Reduction belongs to the step, which adds weighted values over micro-batches and devices and divides once; a loss that took
-its own mean would make ragged masks and token weights wrong. Values are float32 (float64 where the outputs are), whatever
-the precision of the outputs. Shapes are compared while tracing, because broadcasting (32, 1) against (32,) gives a number
-that trains towards nothing and says so nowhere.
+Reduction belongs to the step, which adds weighted values over micro-batches and devices and divides once; a loss that
+took its own mean would make ragged masks and token weights wrong. Values are float32 (float64 where the outputs are),
+whatever the precision of the outputs. Shapes are compared while tracing, because broadcasting (32, 1) against (32,)
+gives a number that trains towards nothing and says so nowhere.
 """
 
 import jax
@@ -39,7 +39,7 @@ def _pair(name: str, outputs: Array, targets: Array) -> tuple[Array, Array]:
     outputs, targets = jnp.asarray(outputs), jnp.asarray(targets)
     if outputs.shape != targets.shape:
         raise ValueError(
-            f"losses.{name}: outputs {describe(outputs)} against targets {describe(targets)}. Tried: equal shapes, since "
+            f"losses.{name}: outputs {describe(outputs)} against targets {describe(targets)}. Tried: equal shapes: "
             f"broadcasting would pair every output with every target. {_advice(outputs.shape, targets.shape)}"
         )
     outputs = _real(name, "outputs", outputs)
@@ -126,8 +126,8 @@ def cross_entropy(logits: Array, targets: Array, label_smoothing: float = 0.0) -
     if jnp.issubdtype(targets.dtype, jnp.integer):
         if targets.shape == logits.shape:
             raise TypeError(
-                f"{given}. Tried: integer classes {list(logits.shape[:-1])}. For one-hot targets write targets.astype(float), "
-                f"for two classes in one logit use losses.binary_cross_entropy."
+                f"{given}. Tried: integer classes {list(logits.shape[:-1])}. For one-hot write targets.astype(float), "
+                f"or losses.binary_cross_entropy for one logit."
             )
         if targets.shape != logits.shape[:-1]:
             fix = "targets[..., 0]" if targets.shape == (*logits.shape[:-1], 1) else "one class per row of logits"
@@ -141,11 +141,11 @@ def cross_entropy(logits: Array, targets: Array, label_smoothing: float = 0.0) -
         raise TypeError(f"{given}. Tried: integer classes or float probabilities. Write targets.astype(int).")
     if targets.shape == logits.shape[:-1]:
         raise TypeError(
-            f"{given}. Tried: float probabilities {list(logits.shape)}. If these are classes, write targets.astype(int)."
+            f"{given}. Tried: float probabilities {list(logits.shape)}. Write targets.astype(int) for classes."
         )
     if targets.shape != logits.shape:
         raise ValueError(
-            f"{given}. Tried: float probabilities {list(logits.shape)}. Give a probability for each of {classes} classes."
+            f"{given}. Tried: float probabilities {list(logits.shape)}. Give one for each of {classes} classes."
         )
     targets = targets.astype(logits.dtype)
     if label_smoothing:

@@ -1,8 +1,9 @@
 """Metrics as mergeable means: `sums` on the device, `finish` on the host.
 
-A metric of a whole data set is not the mean of the batches' metrics: the last batch is ragged, tokens are masked, devices
-hold different numbers of examples, and a perplexity is not a mean at all. So a metric gives (sum, weight) for what it was
-shown, those are added over batches and devices, and only the total is finished into the figure that people read.
+A metric of a whole data set is not the mean of the batches' metrics: the last batch is ragged, tokens are masked,
+devices hold different numbers of examples, and a perplexity is not a mean at all. So a metric gives (sum, weight) for
+what it was shown, those are added over batches and devices, and only the total is finished into the figure that people
+read.
 
 Most metrics are means of a value per example; for those a plain function `(outputs, targets) -> values [B, ...]` is
 enough, and `as_metric` makes it a `Metric`.
@@ -41,8 +42,8 @@ def weighted(values: Array, weights: Array) -> Mean:
     values, weights = jnp.asarray(values), jnp.asarray(weights)
     if weights.shape != values.shape[: weights.ndim]:
         raise ValueError(
-            f"metrics.weighted: weights {describe(weights)} against values {describe(values)}. Tried: a shape that begins "
-            f"the values' shape. Give one weight per example [B], or per token [B, T]."
+            f"metrics.weighted: weights {describe(weights)} against values {describe(values)}. Tried: the beginning "
+            f"of the values' shape. Give one weight per example [B], or per token [B, T]."
         )
     values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     weights = weights.astype(values.dtype)
@@ -82,7 +83,7 @@ def as_metric(f: Metric | Values) -> Metric:
         return f
     if not callable(f):
         raise TypeError(
-            f"metrics.as_metric: {f!r:.80} is no metric. Tried: a Metric or a function (outputs, targets) -> values [B, ...]. "
+            f"metrics.as_metric: {f!r:.80} is no metric. Tried: a Metric, or (outputs, targets) -> values [B, ...]. "
             f"Write metrics.accuracy, say, without calling it."
         )
     return Metric(lambda outputs, targets, weights: weighted(f(outputs, targets), weights))
@@ -107,7 +108,7 @@ def _classes(name: str, logits: Array, targets: Array) -> tuple[Array, Array]:
     if not logits.ndim or targets.shape != logits.shape[:-1] or not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ValueError(
             f"metrics.{name}: logits {describe(logits)} against targets {describe(targets)}. Tried: integer classes "
-            f"{list(logits.shape[:-1])} or probabilities {list(logits.shape)}. Write targets.astype(int), or targets[..., 0]."
+            f"{list(logits.shape[:-1])} or probabilities {list(logits.shape)}. Write targets.astype(int), or [..., 0]."
         )
     return logits, targets
 
@@ -147,8 +148,8 @@ def binary_accuracy(logits: Array, targets: Array) -> Array:
 def top_k(k: int) -> Values:
     """A metric: 1.0 where the true class is among the `k` largest logits.
 
-    A class counts by the number of classes whose logit is larger, plus the earlier ones that tie with it, so that exactly
-    `k` classes are in.
+    A class counts by the number of classes whose logit is larger, plus the earlier ones that tie with it, so that
+    exactly `k` classes are in.
 
     Args:
         k: How many guesses; >= 1.
@@ -222,7 +223,7 @@ def confusion(classes: int) -> Metric:
         logits, targets = _classes("confusion", logits, targets)
         if logits.shape[-1] != classes:
             raise ValueError(
-                f"metrics.confusion: logits {describe(logits)} for {classes} classes. Write confusion({logits.shape[-1]})."
+                f"metrics.confusion: logits {describe(logits)} for C={classes}. Write confusion({logits.shape[-1]})."
             )
         given = jnp.argmax(logits, axis=-1)
         total = weighted(jnp.ones(targets.shape, jnp.float32), weights).weight

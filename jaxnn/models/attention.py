@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnn.models.layers import narrow_dot
+from jaxnn.models.products import narrow_dot
 from jaxnn.tree import describe
 from jaxnn.typing import Array
 
@@ -143,7 +143,7 @@ def attention(
         v: Values [B, T, H, D].
         causal: Whether a query reads only keys at its own and earlier positions.
         segment: [B, T] document ids; a query reads only keys of its own document.
-        matmul_dtype: Precision of the products' operands, forward and backward; see `layers.matmul`.
+        matmul_dtype: Precision of the products' operands, forward and backward; see `products.matmul`.
 
     Returns:
         [B, T, H, D] in the dtype of `q`.

@@ -12,8 +12,8 @@ from jaxnn.typing import Array
 class CNN(nn.Module):
     """Stages of (3x3 convolution, BatchNorm if asked, relu, 2x2 max pooling), dense relu layers, a linear head.
 
-    The convolutions use no padding, as Keras's `Conv2D` does by default, so that each stage takes (n - 2) // 2 of a side:
-    28 -> 13 -> 5.
+    The convolutions use no padding, as Keras's `Conv2D` by default, so that a stage leaves (n - 2) // 2 of n pixels a
+    side: 28 -> 13 -> 5.
 
     Attributes:
         channels: Of each stage.
@@ -21,7 +21,7 @@ class CNN(nn.Module):
         classes: Width of the head.
         batch_norm: Whether to normalise after each convolution (which then has no bias).
         dropout: Rate after each hidden dense layer, while training.
-        matmul_dtype: Precision of the products' operands; see `layers.matmul`.
+        matmul_dtype: Precision of the products' operands; see `products.matmul`.
     """
 
     channels: tuple[int, ...] = (32, 64)

@@ -53,7 +53,7 @@ class GPTConfig:
         dropout: Rate after the embedding and on each residual branch, while training.
         scan: Whether one traced block runs as a scan over stacked parameters; None decides by depth and backend. The
             values are the same; `stack_layers` and `unstack_layers` convert parameters.
-        matmul_dtype: Precision of the products' operands; see `layers.matmul`.
+        matmul_dtype: Precision of the products' operands; see `products.matmul`.
         bias: Whether dense layers and LayerNorms have biases.
     """
 
@@ -126,12 +126,11 @@ class Block(nn.Module):
     """`x + attention(norm(x))`, then `x + mlp(norm(x))`, with dropout on both branches."""
 
     config: GPTConfig
-    stacked: int = 0
 
     def _norm(self, name: str) -> nn.Module:
         if self.config.norm == "rms":
-            return RMSNorm(stacked=self.stacked, name=name)
-        return LayerNorm(use_bias=self.config.bias, stacked=self.stacked, name=name)
+            return RMSNorm(name=name)
+        return LayerNorm(use_bias=self.config.bias, name=name)
 
     def _dense(self, features: int, name: str, residual: bool = False) -> Dense:
         # Each block adds two branches to the residual stream: their scale keeps its variance independent of depth.
@@ -141,18 +140,17 @@ class Block(nn.Module):
             use_bias=self.config.bias,
             matmul_dtype=self.config.matmul_dtype,
             kernel_init=nn.initializers.normal(std),
-            stacked=self.stacked,
             name=name,
         )
 
-    def _drop(self, x: Array, key: Array | None, layer: Array, site: int) -> Array:
+    def _drop(self, x: Array, key: Array | None, layer: Array | int, site: int) -> Array:
         if key is None:
             return x
         return rng.dropout(jax.random.fold_in(jax.random.fold_in(key, layer), site), x, self.config.dropout)
 
     @nn.compact
     def __call__(
-        self, x: Array, layer: Array, key: Array | None, positions: Array, segment: Array | None
+        self, x: Array, layer: Array | int, key: Array | None, positions: Array, segment: Array | None
     ) -> tuple[Array, None]:
         """One layer on `x` [B, T, E]; the None is what a scan wants."""
         c = self.config
@@ -227,7 +225,7 @@ class GPT(nn.Module):
                 in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
                 length=c.layers,
             )
-            x, _ = scan(c, stacked=1, name="blocks")(x, jnp.arange(c.layers), key, positions, segment)
+            x, _ = scan(c, name="blocks")(x, jnp.arange(c.layers), key, positions, segment)
         else:
             for i in range(c.layers):
                 x, _ = Block(c, name=f"blocks_{i}")(x, i, key, positions, segment)

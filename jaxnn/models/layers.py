@@ -1,4 +1,4 @@
-"""Layers that two or more model families share: products, dense, embedding, norms, convolution, pooling.
+"""Layers that two or more model families share: dense, embedding, norms, convolution, pooling.
 
 Every parameter is declared with its role (`matrix`, `embedding`, `head`, `vector`, `conv`), because optimizers and
 sharding rules need to know what a leaf is and neither its name nor its rank says so reliably. Forms that only differ in
@@ -8,21 +8,22 @@ Shape suffixes: B examples, H W rows and columns, C channels, E features.
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxnn import sharding, tree
+from jaxnn.models.pooling import Form, check_images, choose_form, pair, window_slices
+from jaxnn.models.pooling import avg_pool as avg_pool
+from jaxnn.models.pooling import max_pool as max_pool
+from jaxnn.models.products import matmul as matmul
 from jaxnn.typing import Array
 
 Initializer = Callable[..., Any]
-Form = Literal["patches", "lax"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,60 +61,6 @@ def declare(init: Initializer, role: str, stacked: int = 0) -> Declared:
     return Declared(init, tree.Role(role, stacked))
 
 
-def narrow_dot(a: Array, b: Array, dimensions: Any) -> Array:
-    """`lax.dot_general` of operands of one narrow dtype, summed in float32.
-
-    The barrier is for XLA:CPU: it folds a transpose of the result into the product, into a form that it then refuses to
-    run in bfloat16 ("Unsupported element type for DotThunk").
-    """
-    return lax.optimization_barrier(lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _narrow_matmul(dtype: Any, x: Array, w: Array) -> Array:
-    return _narrow_matmul_fwd(dtype, x, w)[0]
-
-
-def _narrow_matmul_fwd(dtype: Any, x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
-    x, w = x.astype(dtype), w.astype(dtype)
-    return narrow_dot(x, w, (((x.ndim - 1,), (0,)), ((), ()))), (x, w)
-
-
-def _narrow_matmul_bwd(dtype: Any, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, w = saved
-    g = g.astype(dtype)
-    dx = narrow_dot(g, w, (((g.ndim - 1,), (1,)), ((), ())))
-    if x.ndim == 2 and x.shape[0] % 2 == 0 and jax.default_backend() == "cpu":
-        # A product of a transposed narrow matrix falls back to float32 there; over two summed axes XLA lays the matrix
-        # out anew and stays narrow, in half the time.
-        x, g = (a.reshape(2, a.shape[0] // 2, a.shape[1]) for a in (x, g))
-    leading = tuple(range(x.ndim - 1))
-    return dx, narrow_dot(x, g, ((leading, leading), ((), ())))
-
-
-_narrow_matmul.defvjp(_narrow_matmul_fwd, _narrow_matmul_bwd)
-
-
-def matmul(x: Array, w: Array, dtype: Any = None) -> Array:
-    """`x @ w` over the last axis of `x` [..., K] with `w` [K, N].
-
-    Given a `dtype` (jnp.bfloat16, say), the operands of the product and of both products of its backward pass are cast to
-    it and summed in float32. The cotangent is cast as well: left in float32 it would meet a bfloat16 operand, and mixed
-    products are slow on CPU. Such a product has a reverse-mode derivative only.
-
-    Args:
-        x: [..., K].
-        w: [K, N].
-        dtype: Of the operands; None for the plain product in the dtype of `x`.
-
-    Returns:
-        [..., N], float32 where `dtype` is given, else in the dtype of `x`.
-    """
-    if dtype is None:
-        return jnp.matmul(x, w.astype(x.dtype))
-    return _narrow_matmul(jnp.dtype(dtype), x.astype(jnp.float32), w.astype(jnp.float32))
-
-
 class Dense(nn.Module):
     """`x @ kernel + bias` over the last axis.
 
@@ -124,7 +71,6 @@ class Dense(nn.Module):
         role: Of the kernel [K, N]: "matrix", or "head" for an output layer.
         kernel_init: Of the kernel.
         bias_init: Of the bias.
-        stacked: Axes that an enclosing scan over layers puts before the parameters' own.
     """
 
     features: int
@@ -133,15 +79,14 @@ class Dense(nn.Module):
     role: str = "matrix"
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros
-    stacked: int = 0
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[..., K] -> [..., N]."""
-        init = declare(self.kernel_init, self.role, self.stacked)
+        init = declare(self.kernel_init, self.role)
         y = matmul(x, self.param("kernel", init, (x.shape[-1], self.features), jnp.float32), self.matmul_dtype)
         if self.use_bias:
-            bias = self.param("bias", declare(self.bias_init, "vector", self.stacked), (self.features,), jnp.float32)
+            bias = self.param("bias", declare(self.bias_init, "vector"), (self.features,), jnp.float32)
             y = y + bias.astype(y.dtype)
         return y
 
@@ -193,7 +138,6 @@ class LayerNorm(nn.Module):
 
     epsilon: float = 1e-5
     use_bias: bool = True
-    stacked: int = 0
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -201,10 +145,10 @@ class LayerNorm(nn.Module):
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
         y = centred * lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.epsilon)
-        ones = declare(nn.initializers.ones, "vector", self.stacked)
+        ones = declare(nn.initializers.ones, "vector")
         y = y * self.param("scale", ones, (x.shape[-1],), jnp.float32)
         if self.use_bias:
-            zeros = declare(nn.initializers.zeros, "vector", self.stacked)
+            zeros = declare(nn.initializers.zeros, "vector")
             y = y + self.param("bias", zeros, (x.shape[-1],), jnp.float32)
         return y.astype(x.dtype)
 
@@ -217,14 +161,13 @@ class RMSNorm(nn.Module):
     """
 
     epsilon: float = 1e-6
-    stacked: int = 0
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[..., E] -> [..., E], in the dtype of `x`."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         y = wide * lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
-        ones = declare(nn.initializers.ones, "vector", self.stacked)
+        ones = declare(nn.initializers.ones, "vector")
         return (y * self.param("scale", ones, (x.shape[-1],), jnp.float32)).astype(x.dtype)
 
 
@@ -281,7 +224,7 @@ def _masked_statistics(x: Array, mask: Array | None) -> tuple[Array, Array, Arra
         mask = jnp.ones(x.shape[:1], x.dtype)
     if mask.shape != x.shape[:1]:
         raise ValueError(
-            f"layers.BatchNorm: mask {tree.describe(mask)} for activations {tree.describe(x)}. Tried: one entry an example. "
+            f"layers.BatchNorm: mask {tree.describe(mask)} for x {tree.describe(x)}. Tried: one entry an example. "
             f"Write a mask of shape ({x.shape[0]},)."
         )
     axes = tuple(range(x.ndim - 1))
@@ -295,45 +238,6 @@ def _masked_statistics(x: Array, mask: Array | None) -> tuple[Array, Array, Arra
     mean = totals[:-1] / divisor
     squares = jnp.square(jnp.where(weights != 0, x - mean, 0)) * weights
     return mean, sharding.psum_manual(jnp.sum(squares, axes)) / divisor, count
-
-
-def _choose(form: Form | None) -> Form:
-    """Patches and a matrix product on CPU, where XLA's convolution is 5-19 times slower inside a loop; else lax."""
-    if form not in ("patches", "lax", None):
-        raise ValueError(
-            f"layers: form={form!r} is unknown. Tried: 'patches', 'lax', None. Write None for the backend's own."
-        )
-    return form or ("patches" if jax.default_backend() == "cpu" else "lax")
-
-
-def _pair(n: int | Sequence[int]) -> tuple[int, int]:
-    a, b = (n, n) if isinstance(n, int) else n
-    return a, b
-
-
-def _check_images(name: str, x: Array, window: tuple[int, int]) -> None:
-    if x.ndim != 4:
-        raise ValueError(
-            f"layers.{name}: x is {tree.describe(x)}. Tried: images [B, H, W, C]. Write x[..., None] for images of one channel."
-        )
-    if min(window) < 1:
-        raise ValueError(f"layers.{name}: window {window}. Tried: at least 1 in each direction. Write (3, 3), say.")
-
-
-def _slices(x: Array, window: tuple[int, int], strides: tuple[int, int]) -> list[Array]:
-    """For each offset in the window, in row order, the elements of `x` [B, H, W, C] at that offset in every window."""
-    (kh, kw), (sh, sw) = window, strides
-    rows, columns = (x.shape[1] - kh) // sh + 1, (x.shape[2] - kw) // sw + 1
-    return [
-        lax.slice(
-            x,
-            (0, i, j, 0),
-            (x.shape[0], i + (rows - 1) * sh + 1, j + (columns - 1) * sw + 1, x.shape[3]),
-            (1, sh, sw, 1),
-        )
-        for i in range(kh)
-        for j in range(kw)
-    ]
 
 
 def convolve(
@@ -357,15 +261,15 @@ def convolve(
     Raises:
         ValueError: If `x` is not rank 4, the padding or form is unknown, or a "VALID" window exceeds the image.
     """
-    window, strides = (kernel.shape[0], kernel.shape[1]), _pair(strides)
-    _check_images("Conv", x, window)
+    window, strides = (kernel.shape[0], kernel.shape[1]), pair(strides)
+    check_images("Conv", x, window)
     if padding not in ("SAME", "VALID"):
         raise ValueError(f"layers.Conv: padding={padding!r}. Tried: 'SAME', 'VALID'. Write one of them.")
     if padding == "VALID" and (x.shape[1] < window[0] or x.shape[2] < window[1]):
         raise ValueError(
-            f"layers.Conv: window {window} exceeds x {tree.describe(x)}. Write padding='SAME', or a smaller kernel."
+            f"layers.Conv: window {window} exceeds x {tree.describe(x)}. Write padding='SAME' or a smaller kernel."
         )
-    if _choose(form) == "lax":
+    if choose_form(form) == "lax":
         if dtype is not None:
             x, kernel = x.astype(dtype), kernel.astype(dtype)
         y = lax.conv_general_dilated(
@@ -375,7 +279,7 @@ def convolve(
     if padding == "SAME":
         pads = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    patches = jnp.concatenate(_slices(x, window, strides), axis=-1)
+    patches = jnp.concatenate(window_slices(x, window, strides), axis=-1)
     return matmul(patches, kernel.reshape(-1, kernel.shape[-1]), dtype)
 
 
@@ -405,7 +309,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[B, H, W, C] -> [B, H', W', features]."""
-        _check_images("Conv", x, self.kernel)
+        check_images("Conv", x, self.kernel)
         shape = (*self.kernel, x.shape[-1], self.features)
         kernel = self.param("kernel", declare(self.kernel_init, "conv"), shape, jnp.float32)
         y = convolve(x, kernel, self.strides, self.padding, self.form, self.matmul_dtype)
@@ -413,63 +317,3 @@ class Conv(nn.Module):
             zeros = declare(nn.initializers.zeros, "vector")
             y = y + self.param("bias", zeros, (self.features,), jnp.float32).astype(y.dtype)
         return y
-
-
-def _pool_setup(
-    name: str, x: Array, window: int | tuple[int, int], strides: int | tuple[int, int] | None
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    window = _pair(window)
-    strides = window if strides is None else _pair(strides)
-    _check_images(name, x, window)
-    if x.shape[1] < window[0] or x.shape[2] < window[1]:
-        raise ValueError(f"layers.{name}: window {window} exceeds x {tree.describe(x)}. Write a smaller window.")
-    return window, strides
-
-
-def _blocks(x: Array, window: tuple[int, int]) -> Array:
-    """`x` [B, H, W, C] cut into windows side by side: [B, H', kh, W', kw, C]; what does not fill a window is dropped."""
-    (kh, kw), (rows, columns) = window, (x.shape[1] // window[0], x.shape[2] // window[1])
-    return x[:, : rows * kh, : columns * kw].reshape(x.shape[0], rows, kh, columns, kw, x.shape[3])
-
-
-def max_pool(
-    x: Array,
-    window: int | tuple[int, int],
-    strides: int | tuple[int, int] | None = None,
-    form: Form | None = None,
-) -> Array:
-    """The largest element of each window of `x` [B, H, W, C], without padding: [B, H', W', C].
-
-    Where elements tie for the largest, "lax" gives the first of them the gradient and "patches" shares it.
-
-    Args:
-        x: Images.
-        window: Rows and columns of a window.
-        strides: Steps between windows; None for windows side by side.
-        form: None chooses by backend.
-
-    Raises:
-        ValueError: If `x` is not rank 4 or smaller than the window.
-    """
-    window, strides = _pool_setup("max_pool", x, window, strides)
-    if _choose(form) == "lax":
-        return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), "VALID")
-    if window == strides:
-        return jnp.max(_blocks(x, window), axis=(2, 4))
-    return functools.reduce(jnp.maximum, _slices(x, window, strides))
-
-
-def avg_pool(
-    x: Array,
-    window: int | tuple[int, int],
-    strides: int | tuple[int, int] | None = None,
-    form: Form | None = None,
-) -> Array:
-    """The mean of each window of `x` [B, H, W, C]; arguments and errors as `max_pool`."""
-    window, strides = _pool_setup("avg_pool", x, window, strides)
-    if _choose(form) == "lax":
-        sums = lax.reduce_window(x, 0.0, lax.add, (1, *window, 1), (1, *strides, 1), "VALID")
-        return sums / math.prod(window)
-    if window == strides:
-        return jnp.mean(_blocks(x, window), axis=(2, 4))
-    return functools.reduce(jnp.add, _slices(x, window, strides)) / math.prod(window)

@@ -17,7 +17,7 @@ class MLP(nn.Module):
         features: Widths of the layers; the last is the output's. `MLP((1,))` is a linear model.
         activation: Elementwise, after each hidden layer.
         dropout: Rate after each hidden layer, while training.
-        matmul_dtype: Precision of the products' operands; see `layers.matmul`.
+        matmul_dtype: Precision of the products' operands; see `products.matmul`.
     """
 
     features: tuple[int, ...]

@@ -25,7 +25,7 @@ def _sample(
 
     def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         window, filled, out = carry
-        logits = model.apply({"params": params}, window[None])[0, filled - 1]
+        logits = jnp.asarray(model.apply({"params": params}, window[None]))[0, filled - 1]
         if top_k is not None:
             logits = jnp.where(logits >= jax.lax.top_k(logits, top_k)[0][-1], logits, -jnp.inf)
         scaled = logits / jnp.where(temperature > 0, temperature, 1)
@@ -76,7 +76,7 @@ def generate(
         )
     if ids.min() < 0 or ids.max() >= config.vocab:
         raise ValueError(
-            f"{given}: ids {ids.min()} to {ids.max()} for a vocabulary of {config.vocab}. Encode it with the model's tokenizer."
+            f"{given}: ids {ids.min()} to {ids.max()} for a vocabulary of {config.vocab}. Encode it as in training."
         )
     if steps < 1 or temperature < 0 or (top_k is not None and not 1 <= top_k <= config.vocab):
         raise ValueError(

@@ -1,0 +1,68 @@
+"""Matrix products with narrow operands and float32 sums, forward and backward.
+
+bfloat16 operands in products are the one place where narrow arithmetic pays on CPU: elementwise bfloat16 is slower
+there than float32. The forms below are the ones that XLA:CPU was measured to run, and to run fast.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnn.typing import Array
+
+
+def narrow_dot(a: Array, b: Array, dimensions: Any) -> Array:
+    """`lax.dot_general` of operands of one narrow dtype, summed in float32.
+
+    The barrier is for XLA:CPU: it folds a transpose of the result into the product, into a form that it then refuses to
+    run in bfloat16 ("Unsupported element type for DotThunk").
+    """
+    return lax.optimization_barrier(lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _narrow_matmul(dtype: Any, x: Array, w: Array) -> Array:
+    return _narrow_matmul_fwd(dtype, x, w)[0]
+
+
+def _narrow_matmul_fwd(dtype: Any, x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
+    x, w = x.astype(dtype), w.astype(dtype)
+    return narrow_dot(x, w, (((x.ndim - 1,), (0,)), ((), ()))), (x, w)
+
+
+def _narrow_matmul_bwd(dtype: Any, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, w = saved
+    g = g.astype(dtype)
+    dx = narrow_dot(g, w, (((g.ndim - 1,), (1,)), ((), ())))
+    if x.ndim == 2 and x.shape[0] % 2 == 0 and jax.default_backend() == "cpu":
+        # A product of a transposed narrow matrix falls back to float32 there; over two summed axes XLA lays the matrix
+        # out anew and stays narrow, in half the time.
+        x, g = (a.reshape(2, a.shape[0] // 2, a.shape[1]) for a in (x, g))
+    leading = tuple(range(x.ndim - 1))
+    return dx, narrow_dot(x, g, ((leading, leading), ((), ())))
+
+
+_narrow_matmul.defvjp(_narrow_matmul_fwd, _narrow_matmul_bwd)
+
+
+def matmul(x: Array, w: Array, dtype: Any = None) -> Array:
+    """`x @ w` over the last axis of `x` [..., K] with `w` [K, N].
+
+    Given a `dtype` (jnp.bfloat16, say), the operands of the product and of both products of its backward pass are cast to
+    it and summed in float32. The cotangent is cast as well: left in float32 it would meet a bfloat16 operand, and
+    mixed products are slow on CPU. Such a product has a reverse-mode derivative only.
+
+    Args:
+        x: [..., K].
+        w: [K, N].
+        dtype: Of the operands; None for the plain product in the dtype of `x`.
+
+    Returns:
+        [..., N], float32 where `dtype` is given, else in the dtype of `x`.
+    """
+    if dtype is None:
+        return jnp.matmul(x, w.astype(x.dtype))
+    return _narrow_matmul(jnp.dtype(dtype), x.astype(jnp.float32), w.astype(jnp.float32))
