@@ -19,7 +19,7 @@ import numpy as np
 import optax
 import tyro
 
-from jaxnn import data, losses, metrics, models, parallel, rng, runs, train, tree
+from jaxnn import data, losses, metrics, models, parallel, rng, train, tree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,9 @@ def muon() -> optax.GradientTransformation:
     by_shape = optax.stateless(
         lambda updates, _: jax.tree.map(lambda u: u * max(1.0, u.shape[1] / u.shape[0]) ** 0.5, updates)
     )
-    orthogonal = optax.contrib.scale_by_muon(weight_dimension_numbers=lambda updates: jax.tree.map(lambda _: axes, updates))
+    orthogonal = optax.contrib.scale_by_muon(
+        weight_dimension_numbers=lambda updates: jax.tree.map(lambda _: axes, updates)
+    )
     return optax.chain(orthogonal, by_shape)
 
 
@@ -78,7 +80,10 @@ def optimizer(cfg: Config) -> optax.GradientTransformation:
     """Muon for matrices and Adam for the rest under one schedule; `learning_rate` in the state is Muon's."""
     warmup = min(cfg.warmup, cfg.steps // 2)
     schedule = optax.schedules.join_schedules(
-        [optax.schedules.linear_schedule(0, cfg.lr, warmup), optax.schedules.linear_schedule(cfg.lr, 0.03 * cfg.lr, cfg.steps - warmup)],
+        [
+            optax.schedules.linear_schedule(0, cfg.lr, warmup),
+            optax.schedules.linear_schedule(cfg.lr, 0.03 * cfg.lr, cfg.steps - warmup),
+        ],
         [warmup],
     )
     groups = {
@@ -107,6 +112,8 @@ def build(cfg: Config) -> train.Setup:
 
 class Samples(train.Hook):
     """Lets the model write at several points of the run."""
+
+    at_end = True
 
     def __init__(self, net: models.GPT, prompt: bytes = b"def "):
         self.net, self.prompt = net, prompt
@@ -179,6 +186,7 @@ def folder(cfg: Config) -> Path:
 
 def main(cfg: Config) -> dict[str, float]:
     """Trains, scores the held-out files and writes the report; gives the totals in bits per byte."""
+    parallel.compilation_cache()
     strategy = parallel.by_name(cfg.strategy, cfg.devices)
     setup = build(cfg)
     out = folder(cfg)
@@ -205,7 +213,6 @@ def main(cfg: Config) -> dict[str, float]:
     run.folder.journal.append("score", cfg.steps, **totals)
     headers = ["held-out file", "bytes", "this model", "gzip -9", "xz -9e"]
 
-
     print("bits per byte: " + "  ".join(f"{name} {value:.3f}" for name, value in totals.items()))
     print(f"report: {run.folder.report}")
     return totals
@@ -215,4 +222,5 @@ if __name__ == "__main__":
     try:
         main(tyro.cli(Config))
     except train.Interrupted as interrupted:
-        sys.exit(f"\n{interrupted}")
+        print(f"\n{interrupted}", file=sys.stderr)
+        sys.exit(128 + interrupted.signal)

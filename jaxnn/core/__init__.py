@@ -1,7 +1,7 @@
 """The core: what is learned (Task), what is carried (State), and the exact step between them.
 
-It stands apart from the loop so that a researcher can take the step alone, `make_train_step(task, tx, strategy=...)`, and
-write any loop around it.
+It stands apart from the loop so that a researcher can take the step alone, `make_train_step(task, tx, strategy=...)`,
+and write any loop around it.
 """
 
 from jaxnn.core.init import roles as roles

@@ -1,9 +1,9 @@
 """Parameters from initialisers: one small program a (initialiser, shape), not one large one a model.
 
-A Linen model's initialisers are captured while its shapes are computed, each is given a key of its own from the path of its
-parameter, and each distinct (initialiser, shape) is compiled once. Layers that differ only by their number share programs,
-so the time to initialise does not grow with depth, and a loop over layers (`blocks_3/...`) and a scan over them
-(`blocks/...`, stacked) get the same values. Constant initialisers compile nothing.
+A Linen model's initialisers are captured while its shapes are computed, each is given a key of its own from the path
+of its parameter, and each distinct (initialiser, shape) is compiled once. Layers that differ only by their number
+share programs, so the time to initialise does not grow with depth, and a loop over layers (`blocks_3/...`) and a scan
+over them (`blocks/...`, stacked) get the same values. Constant initialisers compile nothing.
 
 A model whose parameters cannot all be captured is initialised by `jit(task.init)`.
 """
@@ -38,14 +38,19 @@ _patching = threading.Lock()
 
 @contextlib.contextmanager
 def _capturing() -> Iterator[dict[str, Captured]]:
-    """Records every `nn.Module.param` call by parameter path. Linen's interceptors do not see `param`, hence the wrap."""
+    """Records every `nn.Module.param` call by parameter path. Linen's interceptors do not see `param`, hence the
+    wrap."""
     record: dict[str, Captured] = {}
     original = nn.Module.param
 
     @functools.wraps(original)
-    def param(self: nn.Module, name: str, init_fn: Callable[..., Any], *args: Any, unbox: bool = True, **kwargs: Any) -> Any:
+    def param(
+        self: nn.Module, name: str, init_fn: Callable[..., Any], *args: Any, unbox: bool = True, **kwargs: Any
+    ) -> Any:
         path = "/".join((*self.path, name))
-        record[path] = Captured(lambda key: nn.meta.unbox(init_fn(key, *args, **kwargs)), getattr(init_fn, "role", None))
+        record[path] = Captured(
+            lambda key: nn.meta.unbox(init_fn(key, *args, **kwargs)), getattr(init_fn, "role", None)
+        )
         return original(self, name, init_fn, *args, unbox=unbox, **kwargs)
 
     with _patching:
@@ -118,10 +123,12 @@ class Described(NamedTuple):
 
 
 def describe(task: Task, batch: Batch) -> Described:
-    """The shapes of a task's variables, and where the task has a Linen module, its initialisers and roles. Compiles nothing."""
+    """The shapes of a task's variables, and where the task has a Linen module, its initialisers and roles.
+    Compiles nothing."""
     key = jax.random.key(0, impl="threefry2x32")
     with _capturing() as record:
-        # A function of its own: eval_shape of one that was traced before would answer from its cache, and capture nothing.
+        # A function of its own: eval_shape would answer for one that was traced before from its cache, and capture
+        # nothing.
         params, model_state = jax.eval_shape(lambda k, b: task.init(k, b), key, batch)
     return Described(params, model_state, record)
 

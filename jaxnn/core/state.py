@@ -40,10 +40,13 @@ def complete(batch: Batch) -> dict[str, Any]:
         ValueError: If the batch is empty or its arrays disagree on the number of examples.
     """
     batch = dict(batch)
-    counts = {name: np.shape(value)[0] if np.ndim(value) else None for name, value in batch.items()}
-    if not batch or None in counts.values() or len(set(counts.values())) > 1:
-        raise ValueError(f"batch: every array needs the same leading example axis; got {counts or 'no arrays'}.")
-    count = next(iter(counts.values()))
+    shapes = {name: np.shape(value) for name, value in batch.items()}
+    counts = {shape[0] if shape else -1 for shape in shapes.values()}
+    if len(counts) != 1 or -1 in counts:
+        raise ValueError(
+            f"batch: every array needs the same leading example axis; got shapes {shapes or 'of no arrays'}."
+        )
+    count = counts.pop()
     if "mask" not in batch:
         batch["mask"] = np.ones(count, np.float32)
     if "index" not in batch:
@@ -61,7 +64,9 @@ def strong(value: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), value)
 
 
-def init_state(task: Task, tx: optax.GradientTransformation, batch: Batch, *, seed: int = 0, strategy: Strategy) -> State:
+def init_state(
+    task: Task, tx: optax.GradientTransformation, batch: Batch, *, seed: int = 0, strategy: Strategy
+) -> State:
     """The first state of a run, placed as the strategy wants it. The same values under every strategy.
 
     Args:
@@ -92,7 +97,8 @@ def check_same(before: PyTree, after: PyTree, where: str) -> None:
     if changes:
         shown = "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
         raise TypeError(
-            f"{where}: the step changes the state (before against after): {shown}. State must keep its shapes and dtypes: "
+            f"{where}: the step changes the state (before against after): {shown}. "
+            "State must keep its shapes and dtypes: "
             "give the optimizer a state dtype (mu_dtype=...), or keep parameters in float32."
         )
 

@@ -1,9 +1,9 @@
 """The train step: gradients of a sum, added over devices, divided once.
 
-Writing T_s and w_s for the total and the weight of shard s, W for the sum of all w_s and P for the penalty, the objective
-is (sum of T_s) / W + P. The scalar that each shard differentiates is T_s + stop_gradient(w_s) P; the sum of its gradients
-over shards is W times the objective's, whatever the raggedness of the masks, and one division in the update gives the exact
-gradient. Means are never averaged.
+Writing T_s and w_s for the total and the weight of shard s, W for the sum of all w_s and P for the penalty, the
+objective is (sum of T_s) / W + P. The scalar that each shard differentiates is T_s + stop_gradient(w_s) P; the sum of
+its gradients over shards is W times the objective's, whatever the raggedness of the masks, and one division in the
+update gives the exact gradient. Means are never averaged.
 """
 
 import math
@@ -23,12 +23,14 @@ from jaxnn.typing import Array, Batch, Loss, Mean, ModelState, Params, PyTree, R
 def _objective(loss: Loss) -> tuple[Array, dict[str, Mean]]:
     """The scalar to differentiate and the sums to report, `loss` among them."""
     weight = jax.lax.stop_gradient(loss.weight)
-    scalar = loss.total + weight * loss.penalty
+    # Weights are float32 also where the loss is float64.
+    scalar = loss.total + jnp.asarray(weight, loss.total.dtype) * jnp.asarray(loss.penalty, loss.total.dtype)
     return scalar, {"loss": Mean(scalar, weight), **loss.sums}
 
 
 def make_grad_fn(task: Task, *, debug: bool = False) -> Callable[..., tuple[PyTree, Sums, ModelState]]:
-    """`grad_fn(params, model_state, batch, key) -> (grads, sums, model_state)` over the caller's examples; never divides."""
+    """`grad_fn(params, model_state, batch, key) -> (grads, sums, model_state)` over the caller's examples; never
+    divides."""
 
     def grad_fn(params: Params, model_state: ModelState, batch: Batch, key: Array) -> tuple[PyTree, Sums, ModelState]:
         def objective(p: Params) -> tuple[Array, tuple[dict[str, Mean], ModelState]]:
@@ -74,10 +76,17 @@ def make_update_fn(tx: optax.GradientTransformation) -> Callable[..., tuple[Stat
     ) -> tuple[State, Sums]:
         loss = sums["loss"]
         some = loss.weight > 0
-        inverse = jnp.where(some, 1 / jnp.where(some, loss.weight, 1), 0).astype(jnp.float32)
+        # float64 where it is enabled: a float32 reciprocal would cost float64 gradients half their digits.
+        inverse = jnp.where(some, 1 / jnp.where(some, loss.weight, 1).astype(float), 0)
         grads = jax.tree.map(lambda g: g * inverse.astype(g.dtype), grads)
         updates, opt_state = transform.update(
-            grads, state.opt_state, state.params, value=loss.sum * inverse, grad=grads, value_fn=value_fn, aux=sums
+            grads,
+            state.opt_state,
+            state.params,
+            value=loss.sum * inverse.astype(loss.sum.dtype),
+            grad=grads,
+            value_fn=value_fn,
+            aux=sums,
         )
         params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), state.params, updates)
         # Elementwise selects fuse into the update, which reads both sides anyway.
@@ -98,7 +107,9 @@ def make_update_fn(tx: optax.GradientTransformation) -> Callable[..., tuple[Stat
     return update_fn
 
 
-def make_step(task: Task, tx: optax.GradientTransformation, strategy: Strategy, *, debug: bool = False) -> Callable[..., Any]:
+def make_step(
+    task: Task, tx: optax.GradientTransformation, strategy: Strategy, *, debug: bool = False
+) -> Callable[..., Any]:
     """The traceable step `(state, batch) -> (state, sums)` under a strategy; goes inside a jitted program or loop."""
     return strategy.make_step(make_grad_fn(task, debug=debug), make_update_fn(tx), make_value_fn(task, train=True))
 
@@ -108,8 +119,8 @@ def make_train_step(
 ) -> Callable[[State, Batch], tuple[State, Sums]]:
     """The jitted step `(state, batch) -> (state, sums)`; donates `state`. Compiles once.
 
-    `batch` is a dict of arrays in global view with a leading example axis (a multiple of the strategy's devices); `mask`
-    and `index` are added where missing. `sums` maps names to `Mean(sum, weight)`; "loss" is the objective's.
+    `batch` is a dict of arrays in global view with a leading example axis (a multiple of the strategy's devices);
+    `mask` and `index` are added where missing. `sums` maps names to `Mean(sum, weight)`; "loss" is the objective's.
 
     Args:
         task: What is learned.
@@ -146,7 +157,8 @@ def check_divides(batch_size: int, strategy: Strategy, where: str) -> None:
     if batch_size % n:
         near = max(n, round(batch_size / n) * n)
         raise ValueError(
-            f"{where}: a global batch of {batch_size} examples does not divide over {n} devices. Use a multiple of {n}: {near}, say."
+            f"{where}: a global batch of {batch_size} examples does not divide over {n} devices. "
+            f"Use a multiple of {n}: {near}, say."
         )
 
 

@@ -1,4 +1,5 @@
-"""A task is what is learned: pure functions over plain pytrees, from a Linen module, an NNX module or bare functions."""
+"""A task is what is learned: pure functions over plain pytrees, from a Linen module, an NNX module or bare
+functions."""
 
 import dataclasses
 import inspect
@@ -18,7 +19,8 @@ Values = Callable[[Any, Any], Any]  # (outputs, targets) -> values [B, ...]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """What is learned. Every field is a pure function; make one by `supervised`, `from_nnx`, `from_functions` or by hand.
+    """What is learned. Every field is a pure function; make one by `supervised`, `from_nnx`, `from_functions` or by
+    hand.
 
     Attributes:
         init: `init(key, batch) -> (params, model_state)`; traceable, `key` a typed key.
@@ -53,7 +55,10 @@ def _accepted(call: Callable[..., Any], names: tuple[str, ...]) -> set[str]:
 
 def _field(batch: Batch, name: str) -> Any:
     if name not in batch:
-        raise ValueError(f"Task: the batch has no {name!r}; it has {sorted(batch)}. Name the arrays of the data so, or pass inputs=, targets=.")
+        raise ValueError(
+            f"Task: the batch has no {name!r}; it has {sorted(batch)}. Name the arrays of the data so, or pass "
+            "inputs=, targets=."
+        )
     return batch[name]
 
 
@@ -126,14 +131,19 @@ def supervised(
     if not isinstance(module, nn.Module):
         raise TypeError(
             f"train.supervised: expected a flax.linen.Module, got {type(module).__name__}. "
-            "For an NNX module write train.from_nnx(make, loss=...); for functions train.from_functions(init, apply, loss=...)."
+            "For an NNX module write train.from_nnx(make, loss=...); for functions train.from_functions(init, "
+            "apply, loss=...)."
         )
     if not callable(loss):
-        raise TypeError(f"train.supervised: loss must be a function (outputs, targets) -> values, got {loss!r}. Try losses.mse.")
+        raise TypeError(
+            f"train.supervised: loss must be a function (outputs, targets) -> values, got {loss!r}. Try losses.mse."
+        )
     accepted = _accepted(type(module).__call__, ("train", "mask", "segment", "position"))
 
     def call_arguments(batch: Batch, train: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        keywords: dict[str, Any] = {k: batch[k] for k in ("mask", "segment", "position") if k in accepted and k in batch}
+        keywords: dict[str, Any] = {
+            k: batch[k] for k in ("mask", "segment", "position") if k in accepted and k in batch
+        }
         if "train" in accepted:
             keywords["train"] = train
         return (_field(batch, inputs),), keywords
@@ -143,7 +153,9 @@ def supervised(
         variables = dict(nn.meta.unbox(module.init({"params": key, "dropout": key}, *arguments, **keywords)))
         return variables.pop("params", {}), variables
 
-    def apply(params: Params, model_state: ModelState, batch: Batch, key: Any, train: bool) -> tuple[PyTree, ModelState]:
+    def apply(
+        params: Params, model_state: ModelState, batch: Batch, key: Any, train: bool
+    ) -> tuple[PyTree, ModelState]:
         arguments, keywords = call_arguments(batch, train)
         mutable = sorted(model_state) if train else False
         rngs = {"dropout": key} if train else None
@@ -151,9 +163,7 @@ def supervised(
             result = module.apply({"params": params, **model_state}, *arguments, rngs=rngs, mutable=mutable, **keywords)
         return (result[0], dict(result[1])) if mutable else (result[0] if mutable == [] else result, model_state)
 
-    return _build(
-        apply, init, loss, metrics, targets, penalty, module=module
-    )
+    return _build(apply, init, loss, metrics, targets, penalty, module=module)
 
 
 def from_functions(
@@ -202,8 +212,8 @@ def from_nnx(
     """A task from a function that makes an NNX module: `make(rngs) -> module`, called as `module(x)`.
 
     The module is split once into a graph and plain dicts, and merged inside the trace, so that a step costs no Python
-    walk over objects. Parameters are its `nnx.Param`s; its other variables (BatchNorm's statistics) are the model state;
-    its random streams are derived from the step's key.
+    walk over objects. Parameters are its `nnx.Param`s; its other variables (BatchNorm's statistics) are the model
+    state; its random streams are derived from the step's key.
 
     Args:
         make: Takes `nnx.Rngs`, gives a module; pure.
@@ -221,7 +231,9 @@ def from_nnx(
     def split(key: Array) -> tuple[Any, ...]:
         module = make(nnx.Rngs(key))
         if not isinstance(module, nnx.Module):
-            raise TypeError(f"train.from_nnx: make(rngs) gave {type(module).__name__}, not an nnx.Module. Return the module.")
+            raise TypeError(
+                f"train.from_nnx: make(rngs) gave {type(module).__name__}, not an nnx.Module. Return the module."
+            )
         graph, params, streams, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)
         holder.append((graph, params, streams, rest))
         return nnx.to_pure_dict(params), nnx.to_pure_dict(rest), nnx.to_pure_dict(streams)
@@ -252,13 +264,18 @@ def from_nnx(
         holder.pop()
         return params, rest
 
-    def apply(params: Params, model_state: ModelState, batch: Batch, key: Any, train: bool) -> tuple[PyTree, ModelState]:
+    def apply(
+        params: Params, model_state: ModelState, batch: Batch, key: Any, train: bool
+    ) -> tuple[PyTree, ModelState]:
         module = nnx.merge(
             graph, fill(params_template, params), fill(streams_template, streams(key)), fill(rest_template, model_state)
         )
-        module.train() if train else module.eval()
+        if not train:
+            module.eval()
+            return module(_field(batch, inputs)), model_state
+        module.train()
         outputs = module(_field(batch, inputs))
-        rest = nnx.split(module, nnx.Param, nnx.RngState, ...)[3]
-        return outputs, nnx.to_pure_dict(rest) if train else model_state
+        rest: Any = nnx.split(module, nnx.Param, nnx.RngState, ...)[3]
+        return outputs, nnx.to_pure_dict(rest)
 
     return _build(apply, init, loss, metrics, targets, penalty)

@@ -1,12 +1,13 @@
 """How a run is spread over devices.
 
-A strategy is a frozen value that the loop never looks into: it places the state and the batches, turns a gradient function
-and an update function into a step, and owns the outermost jit or pmap. Gradients are added over devices as sums and divided
-once, in the update, by the total weight, so that every strategy gives the numbers of one device.
+A strategy is a frozen value that the loop never looks into: it places the state and the batches, turns a gradient
+function and an update function into a step, and owns the outermost jit or pmap. Gradients are added over devices as
+sums and divided once, in the update, by the total weight, so that every strategy gives the numbers of one device.
 """
 
 import jax
 
+from jaxnn.parallel.devices import compilation_cache as compilation_cache
 from jaxnn.parallel.devices import force_host_devices as force_host_devices
 from jaxnn.parallel.devices import select
 from jaxnn.parallel.pmap import Pmap as Pmap

@@ -29,9 +29,20 @@ def force_host_devices(count: int) -> None:
         if len(jax.devices("cpu")) == count:
             return
         raise RuntimeError(
-            f"parallel.force_host_devices: JAX already started with {len(jax.devices('cpu'))} CPU devices, {count} were asked "
+            f"parallel.force_host_devices: JAX already started with {len(jax.devices('cpu'))} CPU devices, "
+            f"{count} were asked "
             "for. Call it before the first array or jax.devices()."
         ) from error
+
+
+def compilation_cache(folder: str | os.PathLike[str] = "~/.cache/jaxnn/xla") -> None:
+    """Keeps compiled programs on disk, so that the second start of a program compiles nothing.
+
+    A cache that the user has configured (`JAX_COMPILATION_CACHE_DIR`) is left alone.
+    """
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def select(devices: int | Sequence[jax.Device] | None, where: str) -> tuple[jax.Device, ...]:
@@ -46,7 +57,8 @@ def select(devices: int | Sequence[jax.Device] | None, where: str) -> tuple[jax.
         available = jax.devices()
         if not 1 <= devices <= len(available):
             raise ValueError(
-                f"{where}: {devices} devices were asked for, {len(available)} {available[0].platform} devices are there. "
+                f"{where}: {devices} devices were asked for, {len(available)} {available[0].platform} devices are "
+                "there. "
                 f"On CPU, call parallel.force_host_devices({max(devices, 1)}) first."
             )
         return tuple(available[:devices])

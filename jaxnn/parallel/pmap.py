@@ -1,4 +1,5 @@
-"""Data parallelism by `jax.pmap`, for those who have pmap code; in maintenance mode in JAX, kept honest here by tests."""
+"""Data parallelism by `jax.pmap`, for those who have pmap code; in maintenance mode in JAX, kept honest here by
+tests."""
 
 import dataclasses
 from collections.abc import Callable
@@ -35,7 +36,9 @@ class Pmap(Replicate):
         mapped = self._pmap(step, (None, 0), None)
         return lambda state, batch: mapped(state, jax.tree.map(self._spread, batch))
 
-    def _pmap(self, fn: Callable[..., Any], in_axes: Any, out_axes: Any, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+    def _pmap(
+        self, fn: Callable[..., Any], in_axes: Any, out_axes: Any, donate: tuple[int, ...] = ()
+    ) -> Callable[..., Any]:
         return jax.pmap(
             fn, axis_name=AXIS, in_axes=in_axes, out_axes=out_axes, donate_argnums=donate, devices=self.devices
         )

@@ -1,4 +1,5 @@
-"""Data parallelism by a manual region: parameters on every device, the batch split, gradients added by one all-reduce."""
+"""Data parallelism by a manual region: parameters on every device, the batch split, gradients added by one all-
+reduce."""
 
 import dataclasses
 import functools
@@ -25,15 +26,17 @@ def data_mesh(devices: tuple[jax.Device, ...]) -> Mesh:
 def add_up(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn(...) -> (summed, state)` for a manual region: adds `summed` over the axis and averages floating `state`.
 
-    Our BatchNorm's statistics are equal on every device already; a stranger's layer that keeps statistics a device apart
-    gets their average.
+    Our BatchNorm's statistics are equal on every device already; a stranger's layer that keeps statistics a device
+    apart gets their average.
     """
 
     def added(*arguments: Any) -> Any:
         summed, state = fn(*arguments)
         floating = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # noqa: E731
         share = 1 / jax.lax.axis_size(AXIS)
-        parts = jax.tree.map(lambda x: x * jnp.asarray(share, x.dtype) if floating(x) else jnp.zeros((), x.dtype), state)
+        parts = jax.tree.map(
+            lambda x: x * jnp.asarray(share, x.dtype) if floating(x) else jnp.zeros((), x.dtype), state
+        )
         summed, means = jax.lax.psum((summed, parts), AXIS)
         return summed, jax.tree.map(lambda mean, x: mean if floating(x) else x, means, state)
 

@@ -45,7 +45,9 @@ class Single:
         """`fn(params, model_state, batch, key) -> (summed, state)`: `summed` added over devices, `state` made equal."""
         return fn(params, model_state, batch, key)
 
-    def make_step(self, grad_fn: Callable[..., Any], update_fn: Callable[..., Any], value_fn: Callable[..., Any]) -> Callable[..., Any]:
+    def make_step(
+        self, grad_fn: Callable[..., Any], update_fn: Callable[..., Any], value_fn: Callable[..., Any]
+    ) -> Callable[..., Any]:
         """The traceable step: gradients and sums reduced over devices, the update on global views."""
 
         def gradients(params: Params, model_state: ModelState, batch: Batch, key: Array) -> Any:
@@ -62,7 +64,8 @@ class Single:
 
             def value(params: Params) -> Array:
                 loss = self.reduce(values, params, state.model_state, batch, key)[0]["loss"]
-                return loss.sum / jax.numpy.maximum(loss.weight, jax.numpy.finfo(loss.weight.dtype).tiny)
+                weight = loss.weight.astype(loss.sum.dtype)
+                return loss.sum / jax.numpy.maximum(weight, jax.numpy.finfo(weight.dtype).tiny)
 
             return update_fn(state, grads, sums, model_state, value)
 

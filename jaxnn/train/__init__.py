@@ -1,8 +1,8 @@
 """Training: `fit`, `evaluate` and `predict` over the core's step, and the hooks around it.
 
 The loop owns everything that is not arithmetic: dispatch, rows, files, signals. It never makes the device wait for the
-host, and it lets hooks act only at steps that they named beforehand, so that a run is the same however it was cut, killed
-and resumed. What a user needs of the core is re-exported here.
+host, and it lets hooks act only at steps that they named beforehand, so that a run is the same however it was cut,
+killed and resumed. What a user needs of the core is re-exported here.
 """
 
 from jaxnn.core import State as State

@@ -1,4 +1,5 @@
-"""What `fit`, `evaluate` and `predict` refuse, before anything is compiled: on shapes and values, in one message each."""
+"""What `fit`, `evaluate` and `predict` refuse, before anything is compiled: on shapes and values, in one message
+each."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -55,8 +56,12 @@ def is_source(where: str, name: str, source: Any) -> None:
 
 
 def is_strategy(where: str, strategy: Any) -> None:
-    if isinstance(strategy, type) or not all(hasattr(strategy, a) for a in ("make_step", "compile", "put_state", "devices")):
-        made = f" Call it: parallel.{strategy.__name__}()." if callable(strategy) and hasattr(strategy, "__name__") else ""
+    if isinstance(strategy, type) or not all(
+        hasattr(strategy, a) for a in ("make_step", "compile", "put_state", "devices")
+    ):
+        made = (
+            f" Call it: parallel.{strategy.__name__}()." if callable(strategy) and hasattr(strategy, "__name__") else ""
+        )
         raise TypeError(
             f"{where}: strategy must be one of jaxnn.parallel's, got {strategy!r:.60}.{made or ' Try parallel.replicate().'}"
         )
@@ -84,7 +89,22 @@ def _shapes(batch: Batch) -> str:
 def _ours(error: Exception) -> bool:
     """Whether a message is already one of this library's, which say what to do."""
     head = str(error).split(":", 1)[0]
-    return any(head.startswith(p) for p in ("losses.", "metrics.", "layers.", "models.", "Task", "train.", "rng.", "sharding.", "GPT", "MLP", "CNN"))
+    return any(
+        head.startswith(p)
+        for p in (
+            "losses.",
+            "metrics.",
+            "layers.",
+            "models.",
+            "Task",
+            "train.",
+            "rng.",
+            "sharding.",
+            "GPT",
+            "MLP",
+            "CNN",
+        )
+    )
 
 
 def init_shapes(where: str, task: Task, batch: Batch) -> Any:
@@ -99,9 +119,13 @@ def init_shapes(where: str, task: Task, batch: Batch) -> Any:
     except (TypeError, ValueError, AttributeError, IndexError, AssertionError, KeyError) as error:
         if _ours(error):
             raise
-        raise ValueError(f"{where}: the model cannot be initialised for a batch of {_shapes(batch)}: {_reason(error)}") from error
+        raise ValueError(
+            f"{where}: the model cannot be initialised for a batch of {_shapes(batch)}: {_reason(error)}"
+        ) from error
     except Exception as error:  # flax's own error classes share no base but Exception
-        raise ValueError(f"{where}: the model cannot be initialised for a batch of {_shapes(batch)}: {_reason(error)}") from error
+        raise ValueError(
+            f"{where}: the model cannot be initialised for a batch of {_shapes(batch)}: {_reason(error)}"
+        ) from error
 
 
 def _call(where: str, what: str, batch: Batch, fn: Any, *arguments: Any) -> Any:
@@ -121,11 +145,13 @@ def loss_shapes(where: str, task: Task, variables: Any, batch: Batch) -> None:
     """
     key = jax.random.key(0, impl="threefry2x32")
     batch = abstract(batch)
-    loss = _call(where, "the loss", batch, lambda v, b, k: task.loss(*v, b, k, True), variables, batch, key)
+    loss = _call(where, "the loss", batch, lambda v, b, k: task.loss(v[0], v[1], b, k, True), variables, batch, key)
     for name in ("total", "weight", "penalty"):
         value = getattr(loss, name, None)
         if value is None or getattr(value, "shape", ()) != ():
-            raise ValueError(f"{where}: the task's loss gives {name} {tree.describe(value)}; it must be a scalar. Sum over the examples.")
+            raise ValueError(
+                f"{where}: the task's loss gives {name} {tree.describe(value)}; it must be a scalar. Sum over the examples."
+            )
     changes = list(tree.differences(variables[1], loss.model_state))
     if changes:
         raise ValueError(f"{where}: the loss changes the model state's structure: {'; '.join(changes[:4])}.")
@@ -139,7 +165,7 @@ def task_accepts(where: str, task: Task, state: State, batch: Batch) -> None:
 def predict_accepts(where: str, task: Task, state: State, batch: Batch) -> None:
     """Checks that a trained task can predict for this batch; compiles nothing."""
     variables = abstract((state.params, state.model_state))
-    outputs = _call(where, "the model", batch, lambda v, b: task.predict(*v, b), variables, abstract(batch))
+    outputs = _call(where, "the model", batch, lambda v, b: task.predict(v[0], v[1], b), variables, abstract(batch))
     for path, leaf in tree.leaves_by_path(outputs).items():
         if leaf.shape[:1] != batch["mask"].shape:
             raise ValueError(
@@ -161,7 +187,10 @@ def optimizer_accepts(where: str, tx: optax.GradientTransformation, params: Any)
         state = jax.eval_shape(tx.init, params)
         what = "updated with gradients of"
         jax.eval_shape(
-            lambda p, s, v: transform.update(p, s, p, value=v, grad=p, value_fn=lambda _: v, aux={}), params, state, value
+            lambda p, s, v: transform.update(p, s, p, value=v, grad=p, value_fn=lambda _: v, aux={}),
+            params,
+            state,
+            value,
         )
     except Exception as error:  # whatever the optimizer raises on these shapes; told in one line
         raise ValueError(f"{where}: the optimizer cannot be {what} these parameters: {_reason(error)}") from error
@@ -181,11 +210,15 @@ def batch_size(where: str, value: Any, n: int, strategy: Strategy) -> int:
     """A global batch size that the data has and the devices divide."""
     size = whole(where, "batch_size", value, 1, "It counts the examples of a step, over all devices.")
     if size > n:
-        raise ValueError(f"{where}: batch_size {size} is larger than the data ({n} examples). Use at most {n} (full batch).")
+        raise ValueError(
+            f"{where}: batch_size {size} is larger than the data ({n} examples). Use at most {n} (full batch)."
+        )
     devices = len(strategy.devices)
     if size % devices:
         near = max(devices, round(size / devices) * devices)
-        raise ValueError(f"{where}: a global batch of {size} examples does not divide over {devices} devices. Use a multiple of {devices}: {near}, say.")
+        raise ValueError(
+            f"{where}: a global batch of {size} examples does not divide over {devices} devices. Use a multiple of {devices}: {near}, say."
+        )
     return size
 
 
@@ -202,7 +235,9 @@ def same_fields(where: str, train_batch: Batch, validation_batch: Batch) -> None
             )
 
 
-def settings(where: str, log: Any, save: Any, dispatch: Any, hooks: Any, out: Any, resume: Any, validate_every: Any) -> None:
+def settings(
+    where: str, log: Any, save: Any, dispatch: Any, hooks: Any, out: Any, resume: Any, validate_every: Any
+) -> None:
     """The settings that have a type and a range."""
     for name, value, kind in (("log", log, Log), ("save", save, Checkpointing), ("dispatch", dispatch, Dispatch)):
         if not isinstance(value, kind):

@@ -1,7 +1,7 @@
 """Engines: what drives a state through data steps. One keeps the data on the device, the other streams it.
 
-Both deliver the sums of steps in order and late, so that the device always has work queued, and both can be asked to stop
-between dispatches.
+Both deliver the sums of steps in order and late, so that the device always has work queued, and both can be asked to
+stop between dispatches.
 """
 
 import collections
@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from jaxnn.core import State, step as core_step
+from jaxnn.core import State
+from jaxnn.core import step as core_step
 from jaxnn.data import Loader, order
 from jaxnn.typing import Mean, Resident, Source, Strategy
 
@@ -27,7 +28,11 @@ class Engine(Protocol):
 
     state: State
     data_step: int
-    wait_s: float
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds spent waiting for data."""
+        ...
 
     def advance(self, target: int, interrupted: Callable[[], bool]) -> None:
         """Runs to data step `target`, or until `interrupted()` between two dispatches."""
@@ -88,7 +93,11 @@ class ResidentEngine:
         self._ids, self._k_max, self._strategy, self._deliver = ids, k_max, strategy, deliver
         self._pending: collections.deque[tuple[int, int, Any]] = collections.deque()
         self._length, self._delivered_at = 1, 0.0
-        self.state, self.data_step, self.wait_s = state, data_step, 0.0
+        self.state, self.data_step = state, data_step
+
+    @property
+    def wait_s(self) -> float:
+        return 0.0
 
     def advance(self, target: int, interrupted: Callable[[], bool]) -> None:
         while self.data_step < target and not interrupted():
@@ -189,7 +198,8 @@ class StreamingEngine:
 
 
 def resident_data(source: Source, devices: tuple[jax.Device, ...]) -> Resident | None:
-    """The source's resident form where it fits on every device with room to spare: a quarter of an accelerator's memory,
+    """The source's resident form where it fits on every device with room to spare: a quarter of an accelerator's
+    memory,
     or 1 GiB of a host's over all its forced devices."""
     resident = source.resident()
     if resident is None:

@@ -38,7 +38,7 @@ def _batches(source: Source, batch_size: int, strategy: Strategy) -> Any:
     """Host batches in order, the last one padded; a multiple of the devices each."""
     n, devices = len(source), len(strategy.devices)
     size = -(-min(batch_size, n) // devices) * devices
-    for first in range(0, order.steps_per_epoch(n, size)):
+    for first in range(order.steps_per_epoch(n, size)):
         yield host_batch(source, order.examples(0, first, 1, n=n, batch_size=size, shuffle=False)[0])
 
 
@@ -67,7 +67,9 @@ def evaluate(
     def land() -> None:
         for name, mean in jax.device_get(flying.popleft()).items():
             held = totals.get(name, Mean(0.0, 0.0))
-            totals[name] = Mean(held.sum + np.asarray(mean.sum, np.float64), held.weight + np.asarray(mean.weight, np.float64))
+            totals[name] = Mean(
+                held.sum + np.asarray(mean.sum, np.float64), held.weight + np.asarray(mean.weight, np.float64)
+            )
 
     program = None
     for batch in _batches(source, batch_size, strategy):
@@ -82,9 +84,7 @@ def evaluate(
     return {name: task.finish(name, mean) for name, mean in totals.items()}
 
 
-def predict(
-    task: Task, state: State, x: Any, *, batch_size: int = 256, strategy: Strategy | None = None
-) -> PyTree:
+def predict(task: Task, state: State, x: Any, *, batch_size: int = 256, strategy: Strategy | None = None) -> PyTree:
     """The model's outputs for every example, as NumPy arrays in input order.
 
     Args:

@@ -23,7 +23,16 @@ from jaxnn.train.run import Checkpointing, Dispatch, Interrupted, Log, Run
 from jaxnn.train.session import Session, Signals
 from jaxnn.typing import Source, Strategy
 
-FREE = ("fit.steps", "fit.epochs", "fit.strategy", "fit.devices", "config.out", "config.resume", "config.strategy", "config.devices")
+FREE = (
+    "fit.steps",
+    "fit.epochs",
+    "fit.strategy",
+    "fit.devices",
+    "config.out",
+    "config.resume",
+    "config.strategy",
+    "config.devices",
+)
 DEBUG_NAME = "nonfinite/"
 
 
@@ -50,8 +59,8 @@ def fit(
 ) -> Run:
     """Trains, and gives the run back.
 
-    A run is a function of (code, data, seed): the examples of each step are arithmetic, random layers draw by example and
-    step, and how steps are cut into dispatches changes nothing. With `out`, a killed run resumes to the byte.
+    A run is a function of (code, data, seed): the examples of each step are arithmetic, random layers draw by example
+    and step, and how steps are cut into dispatches changes nothing. With `out`, a killed run resumes to the byte.
 
     Args:
         task: What is learned.
@@ -111,7 +120,9 @@ def fit(
     plan = Plan(
         steps=total,
         epoch=epoch,
-        log_every=log.every or recorded.get("log_every") or (min(epoch, 100) if epochs else max(1, min(50, total // 50))),
+        log_every=log.every
+        or recorded.get("log_every")
+        or (min(epoch, 100) if epochs else max(1, min(50, total // 50))),
         validate_every=None
         if validation is None
         else validate_every or recorded.get("validate_every") or (epoch if epochs else max(1, total // 10)),
@@ -121,7 +132,10 @@ def fit(
     if dispatch.resident is not False and not getattr(source, "takes_step", False) and recorded.get("resident", True):
         resident = source.resident() if dispatch.resident else engine.resident_data(source, strategy.devices)
         if resident is None and (dispatch.resident or recorded.get("resident")):
-            raise ValueError(f"{where}: {type(source).__name__} has no form that lives on the device. Leave Dispatch(resident=...) out.")
+            raise ValueError(
+                f"{where}: {type(source).__name__} has no form that lives on the device. "
+                "Leave Dispatch(resident=...) out."
+            )
 
     step = engine.scalars(make_step(task, tx, strategy, debug=debug))
     shapes = _state_shapes(task, tx, variables)
@@ -188,8 +202,14 @@ def fit(
         write_summary(folder, run.state.params)
     if signals.received is not None:
         at = session.engine.data_step
-        how = f" Saved at step {at} in {folder.path}; go on with resume=True (--resume)." if folder else " Nothing is saved: no out= was given."
-        raise Interrupted(f"train.fit: {stopped} at step {at} of {plan.steps}.{how}", run, signals.received or signal.SIGINT)
+        how = (
+            f" Saved at step {at} in {folder.path}; go on with resume=True (--resume)."
+            if folder
+            else " Nothing is saved: no out= was given."
+        )
+        raise Interrupted(
+            f"train.fit: {stopped} at step {at} of {plan.steps}.{how}", run, signals.received or signal.SIGINT
+        )
     return run
 
 

@@ -1,8 +1,8 @@
 """Hooks: what happens beside the steps. A hook says when it fires and what it needs, and answers with an action.
 
-Rows (the values of a log window) reach every hook in order but late, because the host never makes the device wait. A hook
-that acts on a run does so at a step that it named beforehand; there the loop has delivered every row up to that step, so
-that what the hook does is a function of the run and not of timing.
+Rows (the values of a log window) reach every hook in order but late, because the host never makes the device wait. A
+hook that acts on a run does so at a step that it named beforehand; there the loop has delivered every row up to that
+step, so that what the hook does is a function of the run and not of timing.
 """
 
 import dataclasses
@@ -105,6 +105,8 @@ class Hook:
     def name(self) -> str:
         return type(self).__name__
 
+    at_end = False  # whether `act` is also called at the end of a run that is not one of its steps
+
     def start(self, plan: Plan, state: State) -> None:
         """Before the first step, also of a resumed run. Raise here what is wrong with the hook's settings."""
 
@@ -140,7 +142,8 @@ class _Patience(Hook):
     def __init__(self, monitor: str, patience: int, min_delta: float):
         if patience < 1 or min_delta < 0:
             raise ValueError(
-                f"train.{type(self).__name__}: patience={patience}, min_delta={min_delta}. Give patience >= 1 and min_delta >= 0."
+                f"train.{type(self).__name__}: patience={patience}, min_delta={min_delta}. "
+                "Give patience >= 1 and min_delta >= 0."
             )
         self.monitor, self.patience, self.min_delta = monitor, patience, min_delta
         self.best: float | None = None
@@ -154,7 +157,8 @@ class _Patience(Hook):
         if self.monitor.startswith("val_"):
             if plan.validate_every is None:
                 raise ValueError(
-                    f"train.{type(self).__name__}: monitor={self.monitor!r} needs validation data. Pass validation= to fit."
+                    f"train.{type(self).__name__}: monitor={self.monitor!r} needs validation data. "
+                    "Pass validation= to fit."
                 )
             return plan.validate_every
         return plan.log_every
@@ -163,7 +167,8 @@ class _Patience(Hook):
         """Takes in the monitored value; True when patience has run out (and begins to wait anew)."""
         if self.monitor not in at.values:
             raise ValueError(
-                f"train.{type(self).__name__}: nothing called {self.monitor!r} is reported. There is: {sorted(at.values)}."
+                f"train.{type(self).__name__}: nothing called {self.monitor!r} is reported. There is: "
+                f"{sorted(at.values)}."
             )
         value = float(at.values[self.monitor])
         sign = 1 if lower_is_better(self.monitor) else -1
@@ -213,7 +218,8 @@ def _find(opt_state: Any, name: str) -> str:
         )
     if any(f"hyperparams_states/{name}" in path for path in leaves):
         raise ValueError(
-            f"train.ReduceOnPlateau: {name!r} follows a schedule, which would overwrite the reduced value. Give it a number."
+            f"train.ReduceOnPlateau: {name!r} follows a schedule, which would overwrite the reduced value. "
+            "Give it a number."
         )
     return hits[0]
 
@@ -262,7 +268,10 @@ class ReduceOnPlateau(_Patience):
             return state._replace(opt_state=tree.map_by_path(one, state.opt_state))
 
         old = float(jax.device_get(tree.leaves_by_path(at.state.opt_state)[path]))
-        return Replace(reduce, f"{self.hyperparameter} {old:.6g} x {self.factor}: {self.monitor} has not improved on {self.best:.6g}")
+        return Replace(
+            reduce,
+            f"{self.hyperparameter} {old:.6g} x {self.factor}: {self.monitor} has not improved on {self.best:.6g}",
+        )
 
 
 class StopOnNonFinite(Hook):
@@ -288,6 +297,8 @@ class StopOnNonFinite(Hook):
 class Evaluate(Hook):
     """Reports the task's loss and metrics on held-out data, names prefixed with "val_"."""
 
+    at_end = True
+
     def __init__(self, evaluate: Callable[[State], Mapping[str, Any]]):
         self._evaluate = evaluate
         self._last = -1
@@ -300,5 +311,3 @@ class Evaluate(Hook):
             self._last = at.step
             at.report({f"val_{name}": value for name, value in self._evaluate(at.state).items()})
         return None
-
-

@@ -63,8 +63,19 @@ class Progress(Hook):
 
     def timing(self, row: Mapping[str, Any]) -> None:
         """Takes in the speed of the last window."""
-        self._speed = {k: v for k, v in row.items() if k in ("tokens_per_s", "examples_per_s", "wait_share", "steps_per_s")}
+        self._speed = {
+            k: v for k, v in row.items() if k in ("tokens_per_s", "examples_per_s", "wait_share", "steps_per_s")
+        }
         self._left = row.get("left_s", math.inf)
+
+    def first(self, step: int, values: Mapping[str, Any]) -> None:
+        """Shows the first step's values, long before the first row."""
+        assert self._plan is not None
+        text = f"step {step:,}/{self._plan.steps:,} | {values_text(values)}"
+        if self._live is not None:
+            self._live.update(text, refresh=True)
+        else:
+            print(text, flush=True)
 
     def row(self, row: Mapping[str, Any]) -> None:
         self._row = {**self._row, **row}
@@ -72,7 +83,9 @@ class Progress(Hook):
         last = self._plan is not None and row["step"] >= self._plan.steps
         if self._live is not None:
             self._live.update(self._line(), refresh=True)
-        elif now - self._printed >= LINE_S or last or "val_loss" in row:
+        elif any(name.startswith("val_") for name in row):
+            print(f"step {row['step']:,} | {values_text(row)}", flush=True)
+        elif now - self._printed >= LINE_S or last:
             self._printed = now
             print(self._line(), flush=True)
 
@@ -85,7 +98,13 @@ class Progress(Hook):
         elif "examples_per_s" in self._speed:
             speed = f"{self._speed['examples_per_s']:,.0f} examples/s"
         waiting = f"waiting {100 * self._speed.get('wait_share', 0.0):.0f}%"
-        parts = [f"step {step:,}/{total:,}", values_text(self._row), speed, waiting if speed else "", f"left {seconds(self._left)}" if step < total else ""]
+        parts = [
+            f"step {step:,}/{total:,}",
+            values_text(self._row),
+            speed,
+            waiting if speed else "",
+            f"left {seconds(self._left)}" if step < total else "",
+        ]
         return " | ".join(part for part in parts if part)
 
     def finish(self) -> None:

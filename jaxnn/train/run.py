@@ -42,7 +42,8 @@ class Run:
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was asked to stop, by Ctrl-C or SIGTERM; it has saved and closed its files. `run` is what it had come to."""
+    """A run was asked to stop, by Ctrl-C or SIGTERM; it has saved and closed its files. `run` is what it had come
+    to."""
 
     def __init__(self, message: str, run: Run, signal: int):
         super().__init__(message)
@@ -111,5 +112,3 @@ class Dispatch:
 
     resident: bool | None = None
     most: int | None = None
-
-

@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ class Signals:
         self.received: int | None = None
         self._old: dict[int, Any] = {}
 
-    def __enter__(self) -> "Signals":
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._old[number] = signal.signal(number, self._receive)
@@ -98,15 +98,20 @@ class Session:
         self._saved: int | None = None
         self._saved_at = self._timed_at = time.perf_counter()
         self._waited = self._saving_s = 0.0
-        self._timed_step = 0
+        self._timed_step = self._first = 0
 
     # ---- rows
 
     def deliver(self, first: int, sums: Mapping[str, Mean]) -> None:
         """Takes the sums of steps from the engine, in order."""
         rows = self.windows.add(first, sums)
-        if self._timed_step == first or rows:
-            self._time(first, sums, bool(rows))
+        if self.progress is not None and first == self._first and not rows:
+            finish = self.windows.finish
+            self.progress.first(
+                first + 1, {name: finish(name, Mean(m.sum[0], m.weight[0])) for name, m in sums.items()}
+            )
+        if rows:
+            self._time(sums)
         for row in rows:
             self.emit(row)
 
@@ -125,9 +130,8 @@ class Session:
         if self.progress is not None:
             self.progress.row(row)
 
-    def _time(self, first: int, sums: Mapping[str, Mean], complete: bool) -> None:
-        if not complete:
-            return
+    def _time(self, sums: Mapping[str, Mean]) -> None:
+        """The speed since the last row, at the row that `sums` completed."""
         now = time.perf_counter()
         took, self._timed_at = max(now - self._timed_at, 1e-9), now
         step = self.windows.step
@@ -157,12 +161,15 @@ class Session:
         """Runs to the plan's end, a hook's stop or a signal; gives why it stopped early."""
         engine, plan = self.engine, self.plan
         periods = [(hook, hook.every(plan)) for hook in self.hooks]
-        self._timed_step = engine.data_step
+        self._timed_step = self._first = engine.data_step
         self._timed_at = self._saved_at = time.perf_counter()
         while engine.data_step < plan.steps:
             self._jump()
             at = engine.data_step
-            stops = [at - at % n + n for n in [*(n for _, n in periods if n), *([self.save.every] if self.save.every else [])]]
+            stops = [
+                at - at % n + n
+                for n in [*(n for _, n in periods if n), *([self.save.every] if self.save.every else [])]
+            ]
             stops += [a for a, _ in self.skips if a > at]
             target = min([plan.steps, *stops])
             engine.advance(target, lambda: signals.received is not None or self._save_is_due())
@@ -194,7 +201,8 @@ class Session:
         if self.windows.pending:
             self.emit(self.windows.flush() | {"partial": True})
         if stopped is None:
-            self._act([h for h in self.hooks if h.every(self.plan) and self.engine.data_step % h.every(self.plan)], final=True)  # type: ignore[operator]
+            step = self.engine.data_step
+            self._act([h for h in self.hooks if h.at_end and (n := h.every(self.plan)) and step % n], final=True)
         self.journal("end", stopped=stopped)
 
     def close(self) -> None:
@@ -214,18 +222,15 @@ class Session:
     # ---- actions
 
     def _act(self, due: Sequence[Hook], *, final: bool) -> str | None:
+        engine = self.engine
         for hook in due:
-            engine = self.engine
             at = Moment(
                 step=engine.data_step,
                 plan=self.plan,
                 state=engine.state,
                 values=dict(self.values),
                 final=final or engine.data_step == self.plan.steps,
-                report=lambda values: self.emit(
-                    {"step": engine.data_step, "epoch": round(engine.data_step / self.plan.epoch, 6)}
-                    | {k: v for k, v in values.items() if np.ndim(v) == 0}
-                ),
+                report=self._report,
                 journal=self.journal,
                 show=self.show,
             )
@@ -244,15 +249,25 @@ class Session:
                 self._rewind(hook, action)
                 return None
             else:
-                raise TypeError(f"train.fit: hook {hook.name} gave {action!r:.80}; it must be Continue, Stop, Save, Replace, Rewind or None.")
+                raise TypeError(
+                    f"train.fit: hook {hook.name} gave {action!r:.80}; it must be Continue, Stop, Save, Replace, "
+                    "Rewind or None."
+                )
         return None
+
+    def _report(self, values: Mapping[str, Any]) -> None:
+        step = self.engine.data_step
+        scalars = {name: value for name, value in values.items() if np.ndim(value) == 0}
+        self.emit({"step": step, "epoch": round(step / self.plan.epoch, 6)} | scalars)
 
     def _replace(self, hook: Hook, action: Replace) -> None:
         old = abstract(self.engine.state)
         new = action.state_fn(self.engine.state)
         changes = list(tree.differences(old, abstract(new)))
         if changes:
-            raise ValueError(f"train.fit: hook {hook.name} replaced the state by another shape: {'; '.join(changes[:4])}.")
+            raise ValueError(
+                f"train.fit: hook {hook.name} replaced the state by another shape: {'; '.join(changes[:4])}."
+            )
         self.engine.state = self.strategy.put_state(new)
         self.journal("replace", hook=hook.name, why=action.why)
         self.show(f"{hook.name}: {action.why}")
@@ -263,7 +278,9 @@ class Session:
         self.checkpoints.wait()
         good = [step for step in self.checkpoints.good_steps() if step <= action.step]
         if not good:
-            raise ValueError(f"train.fit: hook {hook.name} asked for a rewind to step {action.step}; no good checkpoint is that old.")
+            raise ValueError(
+                f"train.fit: hook {hook.name} asked for a rewind to step {action.step}; no good checkpoint is that old."
+            )
         came_from = self.engine.data_step
         if action.skip is not None:
             self.skips.append((int(action.skip[0]), int(action.skip[1])))
@@ -292,7 +309,9 @@ class Session:
 
     def _save_is_due(self) -> bool:
         minutes = self.save.minutes
-        return self.checkpoints is not None and minutes is not None and time.perf_counter() - self._saved_at > 60 * minutes
+        return (
+            self.checkpoints is not None and minutes is not None and time.perf_counter() - self._saved_at > 60 * minutes
+        )
 
     def checkpoint(self) -> None:
         """Saves here, with everything that a resumed run needs to write the same bytes; at most once a step."""
@@ -320,7 +339,8 @@ class Session:
 
     def restore(self, step: int | None, *, hooks: bool) -> None:
         """Goes on from a checkpoint: the state, the unfinished row, the rows written, and the hooks' memory."""
-        assert self.checkpoints is not None and self.folder is not None
+        assert self.checkpoints is not None
+        assert self.folder is not None
         restored = self.checkpoints.restore(abstract(self.engine.state), step)
         for message in restored.set_aside:
             self.show(message)

@@ -9,8 +9,8 @@ from jaxnn.typing import Mean
 
 
 class Windows:
-    """Adds up the sums of `every` data steps into a row, in float64 and strictly in order, so that the way in which a run
-    was cut into dispatches never changes a digit.
+    """Adds up the sums of `every` data steps into a row, in float64 and strictly in order, so that the way in which a
+    run was cut into dispatches never changes a digit.
 
     Args:
         every: Data steps a row.
@@ -19,7 +19,7 @@ class Windows:
     """
 
     def __init__(self, every: int, epoch: int, finish: Callable[[str, Mean], Any]):
-        self.every, self.epoch, self._finish = every, epoch, finish
+        self.every, self.epoch, self.finish = every, epoch, finish
         self._sums: dict[str, list[float]] = {}
         self._bad: tuple[int, str] | None = None
         self.step = 0
@@ -54,7 +54,7 @@ class Windows:
     def flush(self) -> dict[str, Any]:
         """The row of what was taken in since the last one."""
         row: dict[str, Any] = {"step": self.step, "epoch": round(self.step / self.epoch, 6)}
-        row |= {name: self._finish(name, Mean(*pair)) for name, pair in self._sums.items()}
+        row |= {name: self.finish(name, Mean(*pair)) for name, pair in self._sums.items()}
         if self._bad is not None:
             row |= {"nonfinite_step": self._bad[0], "nonfinite_name": self._bad[1]}
         self._sums, self._bad = {}, None
