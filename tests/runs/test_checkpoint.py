@@ -121,6 +121,8 @@ def test_only_checkpoints_up_to_the_marked_step_are_good(tmp_path):
         c.mark_good(25)
         assert c.good_steps() == [10, 20]
         assert c.latest() == 30
+        c.mark_good(40)
+        assert c.good_steps() == [10, 20, 30]
         assert c.discard_after(20) == [30]
         c.save(30, {"x": np.ones(1)}, {}, wait=True)  # saved again after a rewind: not yet known to be finite
         assert c.good_steps() == [10, 20]
@@ -142,7 +144,7 @@ def test_a_failed_background_save_is_raised_at_the_next_call_and_leaves_nothing(
 def test_retention_keeps_the_last_the_best_and_the_newest_good(tmp_path):
     def saved(**options):
         with runs.Checkpoints(tmp_path / str(len(options)), **options) as c:
-            for step, metric in enumerate([5.0, 1.0, math.nan, 3.0, 4.0, 6.0]):
+            for step, metric in enumerate([math.nan, 1.0, 5.0, 3.0, 4.0, 6.0]):
                 c.save(step, {"x": np.ones(1)}, {}, metric=metric)
                 if step == 2:
                     c.mark_good(2)

@@ -84,6 +84,20 @@ def test_truncate_and_append_again_gives_the_same_bytes(tmp_path, torn):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["once.jsonl", "twice.jsonl"]
 
 
+def test_keep_goes_by_rows_and_notices_that_some_are_gone(tmp_path):
+    path = tmp_path / "m.jsonl"
+    file = runs.MetricFile(path)
+    file.keep(0)
+    for step in (1, 2, 2):
+        file.append({"step": step})
+    with open(path, "a") as f:
+        f.write('{"step": 3')
+    file.keep(2)
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+    with pytest.raises(ValueError, match=r"m\.jsonl has 2 rows; the checkpoint was written after 3"):
+        file.keep(3)
+
+
 def test_appending_after_a_kill_drops_the_torn_line(tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step": 2, "lo')
