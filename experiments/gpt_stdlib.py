@@ -210,9 +210,18 @@ def main(cfg: Config) -> dict[str, float]:
         sys.exit(f"stopped: {run.stopped}")
     print("scoring every byte of the held-out files ...", flush=True)
     totals, rows = compare(cfg, run.task, run.state)
+    assert run.folder is not None  # `out` was given
     run.folder.journal.append("score", cfg.steps, **totals)
-    headers = ["held-out file", "bytes", "this model", "gzip -9", "xz -9e"]
-
+    whole = [["this model", totals["ours"], None]]
+    whole += [
+        [f"{name} {level}", totals[name], totals[f"{name}_concatenated"]]
+        for name, level in (("gzip", "-9"), ("xz", "-9e"))
+    ]
+    sections = [
+        runs.Section("Held-out files, bits per byte", whole, ["", "file by file", "concatenated"]),
+        runs.Section("File by file", rows, ["held-out file", "bytes", "this model", "gzip -9", "xz -9e"]),
+    ]
+    runs.write_summary(run.folder, run.state.params, sections=sections)
     print("bits per byte: " + "  ".join(f"{name} {value:.3f}" for name, value in totals.items()))
     print(f"report: {run.folder.report}")
     return totals

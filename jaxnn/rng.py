@@ -1,9 +1,9 @@
 """Keys: derived by `fold_in` from one constant key, never carried, so that any step can be computed on its own.
 
 A run's key is raw uint32 data that never changes. A step's key is `fold_in(key, data_step)`; a layer's key adds the
-layer's path; an example's key adds the example's global index. Dropout draws from an example's key by hashing the position
-of each element, so that its mask depends neither on the batch's layout over devices nor on the chunk of steps it ran in,
-and costs a tenth of a bit generator on CPU.
+layer's path; an example's key adds the example's global index. Dropout draws from an example's key by hashing the
+position of each element, so that its mask depends neither on the batch's layout over devices nor on the chunk of
+steps it ran in, and costs a tenth of a bit generator on CPU.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Logical axis names: a model says what an axis means, the strategy says where it goes.
 
-`constrain(x, "batch", "time", "embed")` is a no-op until a strategy installs rules for a mesh, so that models run unchanged
-on one device, inside a manual region, and partitioned by XLA.
+`constrain(x, "batch", "time", "embed")` is a no-op until a strategy installs rules for a mesh, so that models run
+unchanged on one device, inside a manual region, and partitioned by XLA.
 """
 
 import contextlib
@@ -49,7 +49,9 @@ def constrain(x: Array, *names: str | None) -> Array:
         ValueError: If the number of names is not the rank of `x`.
     """
     if len(names) != x.ndim:
-        raise ValueError(f"sharding.constrain: {len(names)} names {names} for shape {x.shape}. Name every axis, None for a free one.")
+        raise ValueError(
+            f"sharding.constrain: {len(names)} names {names} for shape {x.shape}. Name every axis, None for a free one."
+        )
     current = _rules.get()
     if current is None or manual_axes():
         return x

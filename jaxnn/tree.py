@@ -82,7 +82,7 @@ def guess_role(path: str, leaf: Any) -> Role:
     name = path.rsplit("/", 1)[-1]
     if rank < 2:
         return Role("vector")
-    if re.search(r"embed", name) or re.search(r"(^|/)[^/]*embed[^/]*$", path):
+    if "embed" in name:
         return Role("embedding")
     if rank == 2:
         return Role("head" if re.search(r"(^|/)(lm_)?head(/|$)", path) else "matrix")
@@ -110,10 +110,13 @@ def labels(params: PyTree, rules: Mapping[str, Callable[[str, Any], bool]], othe
     def label(path: str, leaf: Any) -> str:
         hits = [name for name, rule in rules.items() if rule(path, leaf)]
         if len(hits) > 1:
-            raise ValueError(f"tree.labels: leaf {path!r} {describe(leaf)} matches {hits}. Make the rules exclude each other.")
+            raise ValueError(
+                f"tree.labels: leaf {path!r} {describe(leaf)} matches {hits}. Make the rules exclude each other."
+            )
         if not hits and otherwise is None:
             raise ValueError(
-                f"tree.labels: leaf {path!r} {describe(leaf)} matches no rule. Tried: {list(rules)}. Add otherwise=NAME."
+                f"tree.labels: leaf {path!r} {describe(leaf)} matches no rule. Tried: {list(rules)}. "
+                "Add otherwise=NAME."
             )
         return hits[0] if hits else str(otherwise)
 

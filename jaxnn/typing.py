@@ -106,7 +106,9 @@ class Strategy(Protocol):
         """Places arrays that every device reads whole (a resident data set)."""
         ...
 
-    def make_step(self, grad_fn: Callable[..., Any], update_fn: Callable[..., Any], value_fn: Callable[..., Any]) -> Callable:
+    def make_step(
+        self, grad_fn: Callable[..., Any], update_fn: Callable[..., Any], value_fn: Callable[..., Any]
+    ) -> Callable:
         """A traceable `step(state, batch) -> (state, sums)`; goes inside the loop of a chunk."""
         ...
 

@@ -24,3 +24,5 @@ from jaxnn.runs.folder import config_changes as config_changes
 from jaxnn.runs.journal import Journal as Journal
 from jaxnn.runs.logs import MetricFile as MetricFile
 from jaxnn.runs.logs import TensorBoard as TensorBoard
+from jaxnn.runs.summary import Section as Section
+from jaxnn.runs.summary import write_summary as write_summary

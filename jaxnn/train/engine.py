@@ -61,6 +61,15 @@ def scalars(step: Callable[..., Any]) -> Callable[..., Any]:
     return scalar_step
 
 
+def _traced_once(program: Callable[..., Any], debug: bool) -> Callable[..., Any]:
+    """In debug runs the program, failing when it is traced again: something about its arguments would be changing."""
+    if not debug:
+        return program
+    import chex  # 20 ms that only debug runs need
+
+    return chex.assert_max_traces(program, n=1)
+
+
 class ResidentEngine:
     """Many steps a dispatch over data that lives on the device; only example ids travel.
 
@@ -74,6 +83,7 @@ class ResidentEngine:
         k_max: Steps a dispatch at most; a property of the compiled program.
         strategy: Where it runs.
         deliver: Takes the sums.
+        debug: Whether to fail when the program is traced a second time.
     """
 
     def __init__(
@@ -87,8 +97,9 @@ class ResidentEngine:
         k_max: int,
         strategy: Strategy,
         deliver: Deliver,
+        debug: bool = False,
     ):
-        self._chunk = strategy.compile(core_step.make_chunk(step, resident, sums, k_max))
+        self._chunk = strategy.compile(_traced_once(core_step.make_chunk(step, resident, sums, k_max), debug))
         self._arrays = strategy.put_shared(resident.arrays)
         self._ids, self._k_max, self._strategy, self._deliver = ids, k_max, strategy, deliver
         self._pending: collections.deque[tuple[int, int, Any]] = collections.deque()
@@ -150,8 +161,9 @@ class StreamingEngine:
         ids: Callable[[int, int], np.ndarray],
         strategy: Strategy,
         deliver: Deliver,
+        debug: bool = False,
     ):
-        self._step = strategy.compile_step(step)
+        self._step = strategy.compile_step(_traced_once(step, debug))
         self._open = functools.partial(Loader, source, ids, strategy.put_batch, stop=stop)
         self._loader: Loader | None = None
         self._deliver = deliver

@@ -14,7 +14,7 @@ from jaxnn.core import State, Task, init_state
 from jaxnn.core.state import abstract
 from jaxnn.core.step import check_step, dispatch_steps, make_step
 from jaxnn.data import host_batch, order
-from jaxnn.runs import RunFolder
+from jaxnn.runs import RunFolder, write_summary
 from jaxnn.train import checks, engine
 from jaxnn.train.evaluation import evaluate
 from jaxnn.train.hooks import Evaluate, Hook, Plan, StopOnNonFinite
@@ -175,9 +175,11 @@ def fit(
         hook.start(plan, state)
         hook.every(plan)
     if resident is not None:
-        session.engine = engine.ResidentEngine(step, sums, resident, state, 0, ids, k_max, strategy, session.deliver)
+        session.engine = engine.ResidentEngine(
+            step, sums, resident, state, 0, ids, k_max, strategy, session.deliver, debug
+        )
     else:
-        session.engine = engine.StreamingEngine(step, source, state, 0, total, ids, strategy, session.deliver)
+        session.engine = engine.StreamingEngine(step, source, state, 0, total, ids, strategy, session.deliver, debug)
     del state  # the engine's step donates it
     stopped: str | None = None
     try:
@@ -197,8 +199,6 @@ def fit(
         session.close()
     run = Run(task, session.engine.state, session.history, stopped, folder)
     if folder is not None:
-        from jaxnn.runs.summary import write_summary
-
         write_summary(folder, run.state.params)
     if signals.received is not None:
         at = session.engine.data_step
