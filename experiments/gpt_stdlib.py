@@ -19,7 +19,7 @@ import numpy as np
 import optax
 import tyro
 
-from jaxnn import data, losses, metrics, models, parallel, rng, train, tree
+from jaxnn import data, losses, metrics, models, parallel, rng, runs, train, tree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def model(cfg: Config) -> models.GPT:
 
 
 def muon() -> optax.GradientTransformation:
-    """Orthogonalised momentum over matrices [in, out], scaled by sqrt(max(1, out / in)) (Jordan et al. 2024, "Muon")."""
+    """Orthogonalised momentum over matrices [in, out], scaled by sqrt(max(1, out / in)) (Jordan et al. 2024)."""
     axes = optax.contrib.MuonDimensionNumbers(reduction_axis=0, output_axis=1)
     by_shape = optax.stateless(
         lambda updates, _: jax.tree.map(lambda u: u * max(1.0, u.shape[1] / u.shape[0]) ** 0.5, updates)
