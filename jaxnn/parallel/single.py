@@ -62,7 +62,8 @@ class Single:
             batch = self.place_batch(batch)
             (grads, sums), model_state = self.reduce(gradients, state.params, state.model_state, batch, key)
 
-            def value(params: Params) -> Array:
+            def value(params: Params, aux: Sums | None = None) -> Array:
+                del aux  # line searches refuse an extra argument that the function does not take
                 loss = self.reduce(values, params, state.model_state, batch, key)[0]["loss"]
                 weight = loss.weight.astype(loss.sum.dtype)
                 return loss.sum / jax.numpy.maximum(weight, jax.numpy.finfo(weight.dtype).tiny)
