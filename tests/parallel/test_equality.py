@@ -1,8 +1,8 @@
-"""Every strategy gives the numbers of one device: 50 steps with ragged masks, empty shards, token weights, dropout, an L2
-penalty, BatchNorm's statistics over all devices, and clipping by the global norm.
+"""Every strategy gives the numbers of one device: 50 steps with ragged masks, empty shards, token weights, dropout, an
+L2 penalty, BatchNorm's statistics over all devices, and clipping by the global norm.
 
-AdamW divides a gradient by its own size, so that a leaf whose true gradient is zero walks by rounding alone: such leaves
-are listed, and left out where parameters are compared after AdamW. Their losses agree all the same.
+AdamW divides a gradient by its own size, so that a leaf whose true gradient is zero walks by rounding alone: such
+leaves are listed, and left out where parameters are compared after AdamW. Their losses agree all the same.
 """
 
 import functools
@@ -18,8 +18,8 @@ from tests.parallel.cases import BATCH, STEPS, Trained, case, start, train
 
 STRATEGIES = {"single": parallel.single, "replicate": parallel.replicate, "pmap": parallel.pmap}
 MODELS = ["mlp", "cnn", "gpt"]
-# Parts of a leaf whose true gradient is zero but for the penalty's: without rotary positions, the keys' bias adds the same
-# to every score of a query.
+# Parts of a leaf whose true gradient is zero but for the penalty's: without rotary positions, the keys' bias adds the
+# same to every score of a query.
 ZERO_GRADIENT = {"gpt": {"blocks_0/qkv/bias": slice(16, 32)}}
 
 # Clipping at 0.5 binds in most of these steps; momentum gives rounding a memory.
