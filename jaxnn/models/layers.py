@@ -97,19 +97,19 @@ class Embed(nn.Module):
     Attributes:
         vocab: Number of tokens; ids are not checked while tracing, one out of range reads NaN.
         features: E.
-        init: Of the table.
+        embedding_init: Of the table.
         matmul_dtype: Of the products in `attend`.
     """
 
     vocab: int
     features: int
-    init: Initializer = nn.initializers.normal(0.02)
+    embedding_init: Initializer = nn.initializers.normal(0.02)
     matmul_dtype: Any = None
 
     def setup(self) -> None:
         """Declares the table."""
         shape = (self.vocab, self.features)
-        self.embedding = self.param("embedding", declare(self.init, "embedding"), shape, jnp.float32)
+        self.embedding = self.param("embedding", declare(self.embedding_init, "embedding"), shape, jnp.float32)
 
     def __call__(self, tokens: Array) -> Array:
         """Integers [...] -> [..., E].

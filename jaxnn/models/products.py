@@ -51,7 +51,7 @@ _narrow_matmul.defvjp(_narrow_matmul_fwd, _narrow_matmul_bwd)
 def matmul(x: Array, w: Array, dtype: Any = None) -> Array:
     """`x @ w` over the last axis of `x` [..., K] with `w` [K, N].
 
-    Given a `dtype` (jnp.bfloat16, say), the operands of the product and of both products of its backward pass are cast to
+    Given a `dtype` (jnp.bfloat16, say), the operands of the product and of both in its backward pass are cast to
     it and summed in float32. The cotangent is cast as well: left in float32 it would meet a bfloat16 operand, and
     mixed products are slow on CPU. Such a product has a reverse-mode derivative only.
 
