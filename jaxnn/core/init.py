@@ -23,7 +23,12 @@ from flax import linen as nn
 
 from jaxnn import rng, tree
 from jaxnn.core.task import Task
-from jaxnn.typing import Array, Batch, ModelState, Params
+from jaxnn.typing import Array, Batch, ModelState, Params, PyTree
+
+
+def strong(value: PyTree) -> PyTree:
+    """The same values without weak types, which would make the second call of a step compile again."""
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), value)
 
 
 class Captured(NamedTuple):
@@ -92,7 +97,7 @@ def _program(captured: Captured, jaxpr: Any, numbers: int, stacked: int) -> Call
         key = jax.random.fold_in(rng.wrap(raw), name)
         for i in range(ids.shape[0]):
             key = jax.random.fold_in(key, ids[i])
-        return captured.make(key)
+        return strong(captured.make(key))
 
     def stack(raw: Array, name: Array, ids: Array) -> Any:
         layers = jnp.arange(stacked, dtype=jnp.uint32)
@@ -175,5 +180,5 @@ def init_variables(task: Task, key: Array, batch: Batch) -> tuple[Params, ModelS
         if params is not None:
             if not jax.tree.leaves(described.model_state):
                 return params, described.model_state
-            return params, jax.jit(lambda k, b: task.init(rng.wrap(k), b)[1])(key, batch)
-    return jax.jit(lambda k, b: task.init(rng.wrap(k), b))(key, batch)
+            return params, jax.jit(lambda k, b: strong(task.init(rng.wrap(k), b)[1]))(key, batch)
+    return jax.jit(lambda k, b: strong(task.init(rng.wrap(k), b)))(key, batch)

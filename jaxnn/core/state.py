@@ -3,12 +3,11 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from jaxnn import rng, tree
-from jaxnn.core.init import init_variables
+from jaxnn.core.init import init_variables, strong
 from jaxnn.core.task import Task
 from jaxnn.typing import Array, Batch, ModelState, Params, PyTree, Strategy
 
@@ -57,11 +56,6 @@ def complete(batch: Batch) -> dict[str, Any]:
 def abstract(value: PyTree) -> PyTree:
     """Shapes and dtypes of the leaves."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype)), value)
-
-
-def strong(value: PyTree) -> PyTree:
-    """The same values without weak types, which would make the second call of a step compile again."""
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), value)
 
 
 def init_state(
