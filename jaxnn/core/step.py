@@ -114,6 +114,20 @@ def make_step(
     return strategy.make_step(make_grad_fn(task, debug=debug), make_update_fn(tx), make_value_fn(task, train=True))
 
 
+def blank_padding(batch: Batch) -> dict[str, Array]:
+    """The batch with its floating values 0 where `mask` is: a NaN there would reach the gradients as 0 x NaN.
+
+    Batches that `fit` builds need no such care: their padding is a copy of a real example.
+    """
+
+    def blank(name: str, x: Array) -> Array:
+        if name in ("mask", "index") or not jnp.issubdtype(x.dtype, jnp.inexact):
+            return x
+        return jnp.where(batch["mask"].reshape((-1,) + (1,) * (x.ndim - 1)) != 0, x, jnp.zeros((), x.dtype))
+
+    return {name: blank(name, x) for name, x in batch.items()}
+
+
 def make_train_step(
     task: Task, tx: optax.GradientTransformation, *, strategy: Strategy, debug: bool = False
 ) -> Callable[[State, Batch], tuple[State, Sums]]:
@@ -132,7 +146,11 @@ def make_train_step(
         TypeError: If the step would change the state's shapes or dtypes.
         ValueError: If the batch does not divide over the devices.
     """
-    step = make_step(task, tx, strategy, debug=debug)
+    inner = make_step(task, tx, strategy, debug=debug)
+
+    def step(state: State, batch: Batch) -> tuple[State, Sums]:
+        return inner(state, blank_padding(batch))
+
     compiled = strategy.compile_step(step)
     checked: list[bool] = []
 
