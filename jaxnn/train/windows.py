@@ -7,6 +7,27 @@ import numpy as np
 
 from jaxnn.typing import Mean
 
+LEAVES = "nonfinite/"  # counts of a leaf's elements that are not finite, under debug
+WATCHED = (f"{LEAVES}params/", f"{LEAVES}grads/", "loss", "grad_norm")  # at equal steps, what is told first
+
+
+def _first_bad(first: int, sums: Mapping[str, Mean]) -> tuple[int, str] | None:
+    """The earliest step (counted from 1) at which a watched value is not finite, and its name."""
+    found: list[tuple[int, int, str]] = []
+    for name, mean in sums.items():
+        hits = [i for i, w in enumerate(WATCHED) if name == w or (w.endswith("/") and name.startswith(w))]
+        if not hits:
+            continue
+        rank = hits[0]
+        values = np.asarray(mean.sum)
+        bad = values > 0 if name.startswith(LEAVES) else ~np.isfinite(values)
+        if bad.any():
+            found.append((int(np.argmax(bad)), rank, name))
+    if not found:
+        return None
+    at, _, name = min(found)
+    return first + at + 1, name.removeprefix(LEAVES)
+
 
 class Windows:
     """Adds up the sums of `every` data steps into a row, in float64 and strictly in order, so that the way in which a
@@ -39,13 +60,10 @@ class Windows:
         return rows
 
     def _take(self, first: int, sums: Mapping[str, Mean]) -> None:
+        if self._bad is None:
+            self._bad = _first_bad(first, sums)
         for name, mean in sums.items():
-            if self._bad is None and (name == "loss" or name == "grad_norm" or name.startswith("nonfinite/")):
-                values = np.asarray(mean.sum)
-                bad = values > 0 if name.startswith("nonfinite/") else ~np.isfinite(values)
-                if bad.any():
-                    self._bad = (first + int(np.argmax(bad)) + 1, name.removeprefix("nonfinite/"))
-            if name.startswith("nonfinite/"):
+            if name.startswith(LEAVES):
                 continue
             held = self._sums.setdefault(name, [0.0, 0.0])
             for part, values in enumerate(mean):
