@@ -6,6 +6,7 @@ stop between dispatches.
 
 import collections
 import functools
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from jaxnn.typing import Mean, Resident, Source, Strategy
 Deliver = Callable[[int, dict[str, Mean]], None]  # (first data step, sums with leaves [k])
 DISPATCH_S = 0.25  # a dispatch aims at this long: short enough for Ctrl-C and a live display, long against its overhead
 QUEUE_S = 0.25
+_debug_runs = itertools.count()
 
 
 class Engine(Protocol):
@@ -67,7 +69,13 @@ def _traced_once(program: Callable[..., Any], debug: bool) -> Callable[..., Any]
         return program
     import chex  # 20 ms that only debug runs need
 
-    return chex.assert_max_traces(program, n=1)
+    @functools.wraps(program)
+    def once(*arguments: Any) -> Any:
+        return program(*arguments)
+
+    # chex counts by name and call stack: a second run in a loop must not count as a second trace of the first.
+    once.__name__ = f"{program.__name__}_{next(_debug_runs)}"
+    return chex.assert_max_traces(once, n=1)
 
 
 class ResidentEngine:

@@ -2,17 +2,19 @@
 
 import functools
 from collections import deque
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxnn import data, parallel
 from jaxnn.core import State, Task
+from jaxnn.core.state import abstract
 from jaxnn.core.step import make_value_fn
 from jaxnn.data import host_batch, order
 from jaxnn.train import checks
-from jaxnn.typing import Mean, PyTree, Source, Strategy
+from jaxnn.typing import Batch, Mean, PyTree, Source, Strategy
 
 IN_FLIGHT = 4
 
@@ -24,14 +26,30 @@ def strategy_of(state: State) -> Strategy:
     return parallel.replicate(devices) if len(devices) > 1 else parallel.single(devices[0])
 
 
-@functools.lru_cache(maxsize=32)
-def _sums_program(task: Task, strategy: Strategy) -> Any:
-    return strategy.compile_sums(make_value_fn(task, train=False))
+class _Program(NamedTuple):
+    """A jitted function, and the shapes that were checked: a check traces, which is slow beside a small model."""
+
+    run: Callable[..., Any]
+    accepted: set[Any]
+
+    def check(
+        self, accepts: Callable[[str, Task, State, Batch], None], where: str, task: Task, state: State, batch: Batch
+    ) -> None:
+        leaves, structure = jax.tree.flatten(abstract((state.params, state.model_state, batch)))
+        shapes = (structure, *leaves)
+        if shapes not in self.accepted:
+            accepts(where, task, state, batch)
+            self.accepted.add(shapes)
 
 
 @functools.lru_cache(maxsize=32)
-def _map_program(task: Task, strategy: Strategy) -> Any:
-    return strategy.compile_map(task.predict)
+def _sums_program(task: Task, strategy: Strategy) -> _Program:
+    return _Program(strategy.compile_sums(make_value_fn(task, train=False)), set())
+
+
+@functools.lru_cache(maxsize=32)
+def _map_program(task: Task, strategy: Strategy) -> _Program:
+    return _Program(strategy.compile_map(task.predict), set())
 
 
 def _batches(source: Source, batch_size: int, strategy: Strategy) -> Any:
@@ -71,12 +89,10 @@ def evaluate(
                 held.sum + np.asarray(mean.sum, np.float64), held.weight + np.asarray(mean.weight, np.float64)
             )
 
-    program = None
+    program = _sums_program(task, strategy)
     for batch in _batches(source, batch_size, strategy):
-        if program is None:
-            checks.task_accepts("train.evaluate", task, state, batch)
-            program = _sums_program(task, strategy)
-        flying.append(program(state.params, state.model_state, strategy.put_batch(batch), state.key))
+        program.check(checks.task_accepts, "train.evaluate", task, state, batch)
+        flying.append(program.run(state.params, state.model_state, strategy.put_batch(batch), state.key))
         if len(flying) > IN_FLIGHT:
             land()
     while flying:
@@ -100,7 +116,7 @@ def predict(task: Task, state: State, x: Any, *, batch_size: int = 256, strategy
     source = x if hasattr(x, "take") and hasattr(x, "resident") else data.Arrays(x)
     checks.evaluation_arguments("train.predict", task, state, source, batch_size)
     strategy = strategy or strategy_of(state)
-    program = None
+    program = _map_program(task, strategy)
     parts: list[PyTree] = []
     flying: deque[tuple[Any, np.ndarray]] = deque()
 
@@ -109,10 +125,8 @@ def predict(task: Task, state: State, x: Any, *, batch_size: int = 256, strategy
         parts.append(jax.tree.map(lambda leaf: np.asarray(leaf)[mask], jax.device_get(outputs)))
 
     for batch in _batches(source, batch_size, strategy):
-        if program is None:
-            checks.predict_accepts("train.predict", task, state, batch)
-            program = _map_program(task, strategy)
-        flying.append((program(state.params, state.model_state, strategy.put_batch(batch)), batch["mask"] > 0))
+        program.check(checks.predict_accepts, "train.predict", task, state, batch)
+        flying.append((program.run(state.params, state.model_state, strategy.put_batch(batch)), batch["mask"] > 0))
         if len(flying) > IN_FLIGHT:
             land()
     while flying:
