@@ -155,6 +155,8 @@ def _captured_params(described: Described, key: Array) -> Params | None:
             jaxpr, inner = jax.make_jaxpr(captured.make, return_shape=True)(jax.random.key(0, impl="threefry2x32"))
         except jax.errors.UnexpectedTracerError:  # the initialiser looks at the data
             return None
+        if any(isinstance(value, jax.core.Tracer) for value in jaxpr.consts):  # the same, under another trace
+            return None
         stacked = len(shape.shape) - len(getattr(inner, "shape", shape.shape))
         if not hasattr(inner, "shape") or stacked not in (0, 1) or shape.shape[stacked:] != inner.shape:
             return None
