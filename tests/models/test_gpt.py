@@ -225,7 +225,7 @@ def test_bad_settings_are_refused_at_construction(settings, message):
 
 
 def test_unknown_presets_are_refused():
-    with pytest.raises(ValueError, match="'huge' is unknown.* tiny, small, gpt2"):
+    with pytest.raises(ValueError, match=r"'huge' is unknown.* tiny, small, gpt2"):
         GPTConfig.preset("huge")
     assert GPTConfig.preset("tiny", layers=3).layers == 3
 
