@@ -11,7 +11,7 @@ import optax
 from jaxnn import tree
 from jaxnn.core import State, Task
 from jaxnn.core.state import abstract
-from jaxnn.train.hooks import Hook
+from jaxnn.train.hooks import Hook, Plan
 from jaxnn.train.run import Checkpointing, Dispatch, Log
 from jaxnn.typing import Batch, Strategy
 
@@ -263,9 +263,32 @@ def settings(
         raise ValueError(f"{where}: log.tensorboard writes into the run's folder. Pass out=.")
 
 
-def hook_names(where: str, hooks: Sequence[Hook]) -> None:
-    """Refuses two hooks of one name: their memories would overwrite each other in checkpoints."""
-    names = [hook.name for hook in hooks]
-    twice = sorted({name for name in names if names.count(name) > 1})
+def hooks_accept(where: str, hooks: Sequence[Hook], plan: Plan, state: State, names: Sequence[str]) -> None:
+    """Refuses hooks that cannot work in this run: two of one name, a period that is none, settings that do not fit.
+
+    Args:
+        where: The function that was called.
+        hooks: All hooks, built-in ones too.
+        plan: What the run is going to do.
+        state: Shapes and dtypes of its state.
+        names: What is going to be reported, but by hooks.
+    """
+    called = [hook.name for hook in hooks]
+    twice = sorted({name for name in called if called.count(name) > 1})
     if twice:
-        raise ValueError(f"{where}: several hooks are called {twice}. Give each its own name.")
+        raise ValueError(
+            f"{where}: several hooks are called {twice}: their memories would overwrite each other in checkpoints. "
+            "Give each its own name."
+        )
+    for hook in hooks:
+        hook.start(plan, state)
+        period = hook.every(plan)
+        if period is not None:
+            whole(where, f"hook {hook.name}: every(plan)", period, 1, "It counts data steps; None for never.")
+    known = all(type(hook).__module__.startswith("jaxnn.") for hook in hooks)  # others may report names of their own
+    for hook in hooks:
+        monitor = getattr(hook, "monitor", None)
+        if known and monitor is not None and monitor not in names:
+            raise ValueError(
+                f"{where}: hook {hook.name} monitors {monitor!r}, which nothing reports. Reported: {sorted(names)}."
+            )

@@ -20,7 +20,8 @@ from jaxnn.train.evaluation import evaluate
 from jaxnn.train.hooks import Evaluate, Hook, Plan, StopOnNonFinite
 from jaxnn.train.progress import Progress
 from jaxnn.train.run import Checkpointing, Dispatch, Interrupted, Log, Run
-from jaxnn.train.session import Session, Signals
+from jaxnn.train.session import Session
+from jaxnn.train.signals import Signals
 from jaxnn.typing import Source, Strategy
 
 FREE = (
@@ -155,6 +156,12 @@ def fit(
         "k_max": k_max,
         "debug": debug,
     }
+    every_hook: list[Hook] = []
+    if validation is not None:
+        held_out = validation
+        every_hook.append(Evaluate(lambda state: evaluate(task, state, held_out, batch_size=size, strategy=strategy)))
+    every_hook += [*hooks, StopOnNonFinite()]
+    checks.hooks_accept(where, every_hook, plan, shapes, [*sums, *(f"val_{name}" for name in sums if validation)])
     full = {"fit": facts, "config": dict(config or {})}
     changed: list[str] = []
     if folder is not None:
@@ -162,39 +169,38 @@ def fit(
     elif out is not None:
         folder = RunFolder.create(out, full)
 
-    every_hook: list[Hook] = [StopOnNonFinite()]
-    if validation is not None:
-        held_out = validation
-        every_hook.append(Evaluate(lambda state: evaluate(task, state, held_out, batch_size=size, strategy=strategy)))
-    every_hook += hooks
-    checks.hook_names(where, every_hook)
     progress = Progress() if log.progress else None
-    session = Session(plan, strategy, task.finish, every_hook, folder, save, progress, log.tensorboard)
-    state = init_state(task, tx, batch, seed=seed, strategy=strategy)
-    for hook in every_hook:
-        hook.start(plan, state)
-        hook.every(plan)
-    if resident is not None:
-        session.engine = engine.ResidentEngine(
-            step, sums, resident, state, 0, ids, k_max, strategy, session.deliver, debug
-        )
-    else:
-        session.engine = engine.StreamingEngine(step, source, state, 0, total, ids, strategy, session.deliver, debug)
-    del state  # the engine's step donates it
+    session = Session(plan, strategy, task.finish, every_hook, folder, save, progress, log.tensorboard, shapes)
     stopped: str | None = None
     try:
+        if resume:
+            state, at = session.restore(None, hooks=True)
+        else:
+            state, at = init_state(task, tx, batch, seed=seed, strategy=strategy), 0
+        if resident is not None:
+            session.engine = engine.ResidentEngine(
+                step, sums, resident, state, at, ids, k_max, strategy, session.deliver, debug
+            )
+        else:
+            session.engine = engine.StreamingEngine(
+                step, source, state, at, total, ids, strategy, session.deliver, debug
+            )
+        del state  # the engine's step donates it
         if folder is not None and resume:
-            session.restore(None, hooks=True)
             folder.update_config(full)
             session.journal("resume", changed=changed)
         else:
             session.journal("start")
         if progress is not None:
-            progress.begin(plan, session.engine.data_step)
+            progress.begin(plan, at)
         with Signals() as signals:
-            stopped = session.run(signals)
-            if signals.received is None:
-                session.end(stopped)
+            while True:
+                stopped = session.run(signals)
+                if signals.received is not None:
+                    break
+                stopped = session.end(stopped)
+                if stopped is not None or session.engine.data_step >= total:
+                    break
     finally:
         session.close()
     run = Run(task, session.engine.state, session.history, stopped, folder)
@@ -207,9 +213,8 @@ def fit(
             if folder
             else " Nothing is saved: no out= was given."
         )
-        raise Interrupted(
-            f"train.fit: {stopped} at step {at} of {plan.steps}.{how}", run, signals.received or signal.SIGINT
-        )
+        by = signal.Signals(signals.received).name
+        raise Interrupted(f"train.fit: interrupted by {by} at step {at} of {total}.{how}", run, signals.received)
     return run
 
 

@@ -6,6 +6,7 @@ step, so that what the hook does is a function of the run and not of timing.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -108,7 +109,10 @@ class Hook:
     at_end = False  # whether `act` is also called at the end of a run that is not one of its steps
 
     def start(self, plan: Plan, state: State) -> None:
-        """Before the first step, also of a resumed run. Raise here what is wrong with the hook's settings."""
+        """Before anything is compiled or written, also of a resumed run. Raise here what is wrong with the settings.
+
+        `state` has shapes and dtypes, and no values yet.
+        """
 
     def every(self, plan: Plan) -> int | None:
         """`act` is called at the multiples of this number of data steps; None for never."""
@@ -172,7 +176,7 @@ class _Patience(Hook):
             )
         value = float(at.values[self.monitor])
         sign = 1 if lower_is_better(self.monitor) else -1
-        if self.best is None or sign * (self.best - value) > self.min_delta:
+        if self.best is None or math.isnan(self.best) or sign * (self.best - value) > self.min_delta:
             self.best, self.waited = value, 0
             return False
         self.waited += 1
@@ -275,23 +279,20 @@ class ReduceOnPlateau(_Patience):
 
 
 class StopOnNonFinite(Hook):
-    """Stops the run at the first log window that holds a NaN or an infinity, and says which step and value."""
+    """Stops the run at the first log window that holds a NaN or an infinity, and says which step and value.
 
-    def __init__(self) -> None:
-        self.bad: tuple[int, str] | None = None
+    It acts after all others, so that a hook that answers such a window with a rewind comes first.
+    """
+
+    at_end = True
 
     def every(self, plan: Plan) -> int | None:
         return plan.log_every
 
-    def row(self, row: Row) -> None:
-        if self.bad is None and "nonfinite_step" in row:
-            self.bad = (row["nonfinite_step"], row["nonfinite_name"])
-
     def act(self, at: Moment) -> Action | None:
-        if self.bad is None:
+        if "nonfinite_step" not in at.values:
             return None
-        step, name = self.bad
-        return Stop(f"{name} is not finite at step {step}")
+        return Stop(f"{at.values['nonfinite_name']} is not finite at step {at.values['nonfinite_step']}")
 
 
 class Evaluate(Hook):
@@ -301,13 +302,10 @@ class Evaluate(Hook):
 
     def __init__(self, evaluate: Callable[[State], Mapping[str, Any]]):
         self._evaluate = evaluate
-        self._last = -1
 
     def every(self, plan: Plan) -> int | None:
         return plan.validate_every
 
     def act(self, at: Moment) -> Action | None:
-        if at.step != self._last:
-            self._last = at.step
-            at.report({f"val_{name}": value for name, value in self._evaluate(at.state).items()})
+        at.report({f"val_{name}": value for name, value in self._evaluate(at.state).items()})
         return None

@@ -1,10 +1,9 @@
 """The loop between two points of a run: advance, deliver rows, let hooks act, save, and end in good order."""
 
 import signal
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +11,13 @@ import numpy as np
 
 from jaxnn import tree
 from jaxnn.core import State
-from jaxnn.core.state import abstract
+from jaxnn.core.state import abstract, strong
 from jaxnn.runs import Checkpoints, RunFolder, TensorBoard
 from jaxnn.train.engine import Engine
 from jaxnn.train.hooks import Continue, Hook, Moment, Plan, Replace, Rewind, Save, Stop
 from jaxnn.train.progress import Progress
 from jaxnn.train.run import Checkpointing
+from jaxnn.train.signals import Signals
 from jaxnn.train.windows import Windows
 from jaxnn.typing import Mean, Strategy
 
@@ -26,31 +26,6 @@ from jaxnn.typing import Mean, Strategy
 def _all_finite(values: Any) -> Any:
     finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(values) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.all(jnp.asarray(finite)) if finite else jnp.asarray(True)
-
-
-class Signals:
-    """While open, the first SIGINT or SIGTERM asks for an orderly end; the second interrupts at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._receive)
-        return self
-
-    def _receive(self, number: int, _: Any) -> None:
-        if self.received is not None:
-            self.__exit__()
-            raise KeyboardInterrupt
-        self.received = number
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-        self._old = {}
 
 
 class Session:
@@ -65,6 +40,7 @@ class Session:
         save: When to save.
         progress: The display, or None.
         tensorboard: Whether to write TensorBoard files.
+        like: Shapes and dtypes of the state.
     """
 
     def __init__(
@@ -77,6 +53,7 @@ class Session:
         save: Checkpointing,
         progress: Progress | None,
         tensorboard: bool,
+        like: State,
     ):
         self.plan, self.strategy, self.folder, self.save, self.progress = plan, strategy, folder, save, progress
         self.hooks = list(hooks)
@@ -85,7 +62,8 @@ class Session:
         self.values: dict[str, Any] = {}
         self.skips: list[tuple[int, int]] = []
         self.finite = True
-        self.engine: Engine
+        self.like = like
+        self._driver: Engine | None = None
         self.checkpoints: Checkpoints | None = None
         if folder is not None:
             direction = None
@@ -99,6 +77,16 @@ class Session:
         self._saved_at = self._timed_at = time.perf_counter()
         self._waited = self._saving_s = 0.0
         self._timed_step = self._first = 0
+
+    @property
+    def engine(self) -> Engine:
+        """What drives the state; set once the state exists."""
+        assert self._driver is not None, "the session has no engine yet"
+        return self._driver
+
+    @engine.setter
+    def engine(self, engine: Engine) -> None:
+        self._driver = engine
 
     # ---- rows
 
@@ -135,7 +123,7 @@ class Session:
         now = time.perf_counter()
         took, self._timed_at = max(now - self._timed_at, 1e-9), now
         step = self.windows.step
-        steps, self._timed_step = step - self._timed_step, step
+        steps, self._timed_step = max(1, step - self._timed_step), step
         waited, self._waited = self.engine.wait_s - self._waited, self.engine.wait_s
         rate = steps / took
         row = {
@@ -188,27 +176,37 @@ class Session:
             if signals.received is not None:
                 name = signal.Signals(signals.received).name
                 self.journal("interrupted", signal=name)
+                engine.drain()
                 self.checkpoint()
                 return f"interrupted by {name}"
             if self._save_is_due():
                 self.checkpoint()
         return None
 
-    def end(self, stopped: str | None) -> None:
-        """The last checkpoint, the unfinished row, and what hooks do at the end of a run that was not interrupted."""
-        self.engine.drain()
+    def end(self, stopped: str | None) -> str | None:
+        """The last checkpoint, the unfinished row, and what hooks do at the end of a run that was not interrupted.
+
+        A hook may stop the run even here, which says why it ended as it did, or rewind it, and then it is not over.
+        """
+        engine = self.engine
+        engine.drain()
         self.checkpoint()
         if self.windows.pending:
             self.emit(self.windows.flush() | {"partial": True})
         if stopped is None:
-            step = self.engine.data_step
-            self._act([h for h in self.hooks if h.at_end and (n := h.every(self.plan)) and step % n], final=True)
+            step = engine.data_step
+            due = [h for h in self.hooks if h.at_end and (n := h.every(self.plan)) and step % n]
+            stopped = self._act(due, final=True)
+            if engine.data_step < step:
+                return None
         self.journal("end", stopped=stopped)
+        return stopped
 
     def close(self) -> None:
         """Releases threads, files and the display; waits for a save in flight."""
         try:
-            self.engine.close()
+            if self._driver is not None:
+                self._driver.close()
             for hook in self.hooks:
                 hook.finish()
             if self.checkpoints is not None:
@@ -223,6 +221,7 @@ class Session:
 
     def _act(self, due: Sequence[Hook], *, final: bool) -> str | None:
         engine = self.engine
+        save = False
         for hook in due:
             at = Moment(
                 step=engine.data_step,
@@ -242,7 +241,7 @@ class Session:
                 self.show(f"{hook.name}: stopping at step {engine.data_step}: {action.reason}")
                 return action.reason
             if isinstance(action, Save):
-                self.checkpoint()
+                save = True  # once the others have acted: what they remember is in the checkpoint
             elif isinstance(action, Replace):
                 self._replace(hook, action)
             elif isinstance(action, Rewind):
@@ -253,6 +252,8 @@ class Session:
                     f"train.fit: hook {hook.name} gave {action!r:.80}; it must be Continue, Stop, Save, Replace, "
                     "Rewind or None."
                 )
+        if save:
+            self.checkpoint()
         return None
 
     def _report(self, values: Mapping[str, Any]) -> None:
@@ -261,14 +262,19 @@ class Session:
         self.emit({"step": step, "epoch": round(step / self.plan.epoch, 6)} | scalars)
 
     def _replace(self, hook: Hook, action: Replace) -> None:
-        old = abstract(self.engine.state)
-        new = action.state_fn(self.engine.state)
-        changes = list(tree.differences(old, abstract(new)))
-        if changes:
+        engine = self.engine
+        new = action.state_fn(engine.state)
+        shapes = jax.tree.map(lambda x: abstract(x) if hasattr(x, "dtype") else x, new)
+        changes = list(tree.differences(self.like, shapes))
+        if changes or jax.tree.structure(self.like) != jax.tree.structure(new):
             raise ValueError(
-                f"train.fit: hook {hook.name} replaced the state by another shape: {'; '.join(changes[:4])}."
+                f"train.fit: hook {hook.name} replaced the state by another kind of state (before against after): "
+                f"{'; '.join(changes[:4]) or 'another structure'}. Keep every leaf's shape and dtype: "
+                "state._replace(params=...)."
             )
-        self.engine.state = self.strategy.put_state(new)
+        # A weakly typed leaf (jnp.asarray(1e-4)) would make the step compile again.
+        new = jax.tree.map(lambda x: strong(x) if getattr(x, "weak_type", False) else x, new)
+        engine.state = self.strategy.put_state(new)
         self.journal("replace", hook=hook.name, why=action.why)
         self.show(f"{hook.name}: {action.why}")
 
@@ -281,19 +287,26 @@ class Session:
             raise ValueError(
                 f"train.fit: hook {hook.name} asked for a rewind to step {action.step}; no good checkpoint is that old."
             )
-        came_from = self.engine.data_step
+        engine = self.engine
+        came_from = engine.data_step
         if action.skip is not None:
             self.skips.append((int(action.skip[0]), int(action.skip[1])))
-        self.restore(max(good), hooks=False)
-        self.journal("rewind", hook=hook.name, came_from=came_from, to=self.engine.data_step, skip=action.skip)
-        self.show(f"{hook.name}: from step {came_from} back to {self.engine.data_step}, leaving out {action.skip}")
+        engine.move(*self.restore(max(good), hooks=False))
+        self._timed_step, self._timed_at = engine.data_step, time.perf_counter()
+        self.journal("rewind", hook=hook.name, came_from=came_from, to=engine.data_step, skip=action.skip)
+        self.show(f"{hook.name}: from step {came_from} back to {engine.data_step}, leaving out {action.skip}")
 
     def _jump(self) -> None:
-        for start, stop in self.skips:
-            if self.engine.data_step == start and stop > start:
-                self.journal("skip", start=start, stop=stop)
-                state = self.engine.state._replace(data_step=np.int32(stop))
-                self.engine.move(self.strategy.put_state(state), stop)
+        """Leaves out the data steps that a rewind named, the rest of them where a run had ended among them."""
+        engine = self.engine
+        for start, stop in sorted(self.skips):
+            at, to = engine.data_step, min(stop, self.plan.steps)
+            if start <= at < to:
+                engine.drain()
+                self.journal("skip", start=at, stop=to)
+                state = engine.state._replace(data_step=np.asarray(to, np.int32))
+                engine.move(self.strategy.put_state(state), to)
+                self._timed_step += to - at
 
     # ---- saving
 
@@ -337,11 +350,14 @@ class Session:
         self._saved_at = time.perf_counter()
         self._saving_s += self._saved_at - began
 
-    def restore(self, step: int | None, *, hooks: bool) -> None:
-        """Goes on from a checkpoint: the state, the unfinished row, the rows written, and the hooks' memory."""
+    def restore(self, step: int | None, *, hooks: bool) -> tuple[State, int]:
+        """Goes back to a checkpoint: the unfinished row, the rows written and, if asked, the hooks' memory.
+
+        Gives the state, placed, and its data step.
+        """
         assert self.checkpoints is not None
         assert self.folder is not None
-        restored = self.checkpoints.restore(abstract(self.engine.state), step)
+        restored = self.checkpoints.restore(self.like, step)
         for message in restored.set_aside:
             self.show(message)
             self.folder.journal.append("set_aside", restored.step, message=message)
@@ -360,5 +376,6 @@ class Session:
             for hook in self.hooks:
                 if hook.name in extra["hooks"]:
                     hook.recall(extra["hooks"][hook.name])
-        self.engine.move(self.strategy.put_state(State(*restored.state)), int(restored.state.data_step))
         self._saved = restored.step
+        state = State(*restored.state)
+        return self.strategy.put_state(state), int(state.data_step)
