@@ -1,0 +1,199 @@
+"""One program, everything about it: how long a call takes, what compiling took, what it holds."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from jaxnn.bench import display, guards, statistics, timing
+from jaxnn.bench.case import Case, Donate
+from jaxnn.bench.compilation import Compile, Program, build
+from jaxnn.bench.statistics import Interval, Outliers
+from jaxnn.bench.timing import Arm, Block
+from jaxnn.typing import Array
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a compiled program on one device.
+
+    Attributes:
+        arguments: Its arguments.
+        outputs: Its outputs.
+        temporaries: What it needs in between.
+        aliased: Outputs that live in donated arguments.
+    """
+
+    arguments: int
+    outputs: int
+    temporaries: int
+    aliased: int
+
+    @property
+    def total(self) -> int:
+        """Arguments + outputs + temporaries - aliased."""
+        return self.arguments + self.outputs + self.temporaries - self.aliased
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What `measure` found.
+
+    Attributes:
+        name: The case's name.
+        median_s: Median over blocks of the mean wall seconds a call.
+        interval: Its interval, seconds, which holds although it was looked at several times.
+        cpu_s: Median process CPU seconds a call, all threads.
+        dispatch_s: Median seconds until a call returns, before its outputs are ready.
+        quantiles: 5, 25, 50, 75 and 95 % of single calls, wall seconds.
+        outliers: Of single calls.
+        compile: Trace, lower and compile seconds, executable size, retraces.
+        memory: Bytes of the program; None where the backend cannot tell.
+        blocks: Raw samples.
+        precise: The interval is as narrow as was asked for.
+        drift: The second half differs from the first.
+        notes: What a reader should know.
+    """
+
+    name: str
+    median_s: float
+    interval: Interval
+    cpu_s: float
+    dispatch_s: float
+    quantiles: tuple[float, ...]
+    outliers: Outliers
+    compile: Compile
+    memory: Memory | None
+    blocks: tuple[Block, ...]
+    precise: bool
+    drift: bool
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def _repr_html_(self) -> str:
+        return display.as_html(self.text())
+
+    def text(self) -> str:
+        """The block that a person reads."""
+        factor, _ = display.seconds(self.median_s)
+        times = f"{display.duration_interval(self.median_s, self.interval)} wall"
+        parts = [self.compile.trace_s, self.compile.lower_s, self.compile.compile_s]
+        second = [f"compile {'+'.join(display.digits(1e3 * s) for s in parts)} ms", f"retraces {self.compile.retraces}"]
+        if self.compile.executable_bytes is not None:
+            second.append(f"executable {display.amount(self.compile.executable_bytes, 'B')}")
+        if self.compile.persistent not in ("unasked", "off"):
+            second.append(f"persistent cache {self.compile.persistent}")
+        if self.memory is not None:
+            second.append(f"mem {display.amount(self.memory.total, 'B')}")
+        cpu, dispatch = display.digits(self.cpu_s * factor), display.digits(self.dispatch_s * factor)
+        lines = [f"{self.name}   {times} | cpu {cpu} | dispatch {dispatch}", " " + "  ".join(second)]
+        extra = list(self.notes)
+        if self.outliers.total:
+            calls = sum(len(block.calls_ns) for block in self.blocks)
+            extra.append(f"outliers {self.outliers.total} of {calls} calls ({self.outliers.high_severe} severe)")
+        if self.drift:
+            extra.append("DRIFT: the second half differs from the first")
+        if not self.precise:
+            extra.append("interval wider than asked for")
+        return "\n".join(lines + [f" {line}" for line in extra])
+
+
+def measure(
+    name: str,
+    step: Callable,
+    *,
+    args: tuple | Callable[[Array], tuple],
+    donate: Donate = None,
+    precision: float = 0.01,
+    max_seconds: float = 5.0,
+    level: float = 0.95,
+    seed: int = 0,
+    ask_cache: bool = False,
+    block_s: float = timing.BLOCK_S,
+) -> Measurement:
+    """Measures one program: compile time from cold caches, then the time of a call until its interval is narrow.
+
+    Args:
+        name: What the result is called.
+        step: Traceable function; bench compiles it itself.
+        args: Tuple of pytrees of arrays on the device, or a function of a typed key that makes it.
+        donate: See `Case`.
+        precision: Stop when half the interval is below this part of the median.
+        max_seconds: Stop after this long, precise or not (the result says which).
+        level: Of the interval.
+        seed: Of the arguments' key and of the order of slots.
+        ask_cache: Also find out whether jax's persistent cache has the program.
+        block_s: Length of a timed block, seconds.
+
+    Raises:
+        TypeError: If the arguments are no tuple.
+        BenchError: A pitfall; the message names the culprit.
+    """
+    program = build(Case(name, step, args, donate), seed, ask_cache)
+    rng = np.random.default_rng(seed)
+    arm = Arm(name, program, rng)
+    blocks: list[Block] = []
+    with guards.frozen_gc(), display.live(name) as show:
+        timing.warm([arm], block_s)
+        start, look, sizes = time.perf_counter(), 0, statistics.look_sizes(1)
+        due, precise = next(sizes), False
+        for (block,) in timing.rounds([arm], rng):
+            blocks.append(block)
+            final = time.perf_counter() - start > max_seconds
+            if len(blocks) < due and not final:
+                continue
+            due, look = next(sizes), look + 1
+            x = np.array([b.seconds("wall") for b in blocks])
+            median = float(np.median(x))
+            interval = statistics.median_interval(x, 1 - statistics.spent(look, 1 - level), seed)
+            precise = interval.half <= precision * median
+            show(f"{display.duration_interval(median, interval)}  {len(blocks)} blocks")
+            if precise or final:
+                break
+    return summarise(program, blocks, dataclasses.replace(interval, level=level), precise)
+
+
+def summarise(program: Program, blocks: list[Block], interval: Interval, precise: bool) -> Measurement:
+    """A `Measurement` from one arm's raw blocks."""
+    wall = np.array([block.seconds("wall") for block in blocks])
+    calls = np.concatenate([block.calls_ns for block in blocks]) * 1e-9
+    dispatch = np.concatenate([block.dispatch_ns for block in blocks]) * 1e-9
+    notes = list(program.notes)
+    if any(block.major_faults for block in blocks):
+        notes.append(f"{sum(block.major_faults for block in blocks)} page faults read from disk")
+    return Measurement(
+        name=program.case.name,
+        median_s=float(np.median(wall)),
+        interval=interval,
+        cpu_s=float(np.median([block.seconds("cpu") for block in blocks])),
+        dispatch_s=float(np.median(dispatch)),
+        quantiles=tuple(float(q) for q in np.quantile(calls, [0.05, 0.25, 0.5, 0.75, 0.95])),
+        outliers=statistics.outliers(calls),
+        compile=program.compile,
+        memory=memory(program),
+        blocks=tuple(blocks),
+        precise=precise,
+        drift=statistics.drifts(wall),
+        notes=tuple(notes),
+    )
+
+
+def memory(program: Program) -> Memory | None:
+    """Bytes of a program, from the compiler; None where the backend cannot tell."""
+    try:
+        found = program.compiled.memory_analysis()
+    except (NotImplementedError, jax.errors.JaxRuntimeError):
+        return None
+    if found is None:
+        return None
+    return Memory(
+        arguments=found.argument_size_in_bytes,
+        outputs=found.output_size_in_bytes,
+        temporaries=found.temp_size_in_bytes,
+        aliased=found.alias_size_in_bytes,
+    )
