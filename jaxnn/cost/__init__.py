@@ -10,4 +10,6 @@ from jaxnn.cost.collectives import collectives as collectives
 from jaxnn.cost.memory import Memory as Memory
 from jaxnn.cost.memory import memory as memory
 from jaxnn.cost.result import Cost as Cost
+from jaxnn.cost.source import Line as Line
+from jaxnn.cost.source import by_source as by_source
 from jaxnn.cost.tracing import of as of

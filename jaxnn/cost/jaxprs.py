@@ -146,15 +146,19 @@ def frames(eqn: Any, limit: int = 40) -> list[str]:
     return [] if text in ("", "unknown") else text.splitlines()
 
 
-def site(eqn: Any) -> str:
-    """The innermost line of an equation that isn't in an installed package: "file.py:12 (function)", or ""."""
+def sites(eqn: Any) -> tuple[str, str]:
+    """The innermost line of an equation that isn't in an installed package, and the innermost one; "" for none."""
     lines = frames(eqn)
     own = [line for line in lines if "site-packages" not in line and "dist-packages" not in line]
-    return (own or lines or [""])[-1]
+    return (own or lines or [""])[-1], (lines or [""])[-1]
+
+
+def place(eqn: Any) -> str:
+    """`sites` in short, for notes: "step.py:12"; "?" for none."""
+    return short(sites(eqn)[0]) or "?"
 
 
 def short(line: str) -> str:
     """`/a/b/step.py:12:8 (f)` as `step.py:12`."""
-    place = line.split(" (", 1)[0]
-    path, line_number, *_ = [*place.split(":"), ""]
-    return f"{pathlib.PurePath(path).name}:{line_number}" if line_number else place
+    path, line_number, *_ = [*line.split(" (", 1)[0].split(":"), ""]
+    return f"{pathlib.PurePath(path).name}:{line_number}" if line_number else path

@@ -11,10 +11,11 @@ from jaxnn.cost import flops, jaxprs, primitives, trips
 
 
 class Key(NamedTuple):
-    """What rows are added up by; `source` and `stack` are "" unless asked for."""
+    """What rows are added up by; all but the primitive are "" unless asked for."""
 
     primitive: str
     source: str
+    inner: str
     stack: str
 
 
@@ -122,8 +123,8 @@ class Walk:
             self._unruled(tally, eqn, inside)
 
     def _record(self, tally: Tally, eqn: Any, stack: str, work: float, transcendentals: float = 0) -> None:
-        source = jaxprs.site(eqn) if self.detail else ""
-        row = tally.rows.setdefault(Key(eqn.primitive.name, source, stack if self.detail else ""), Row())
+        scopes = (*jaxprs.sites(eqn), stack) if self.detail else ("", "", "")
+        row = tally.rows.setdefault(Key(eqn.primitive.name, *scopes), Row())
         row.add(Row(work, transcendentals, flops.traffic(eqn), 1, work))
 
     def _call(
@@ -147,7 +148,7 @@ class Walk:
         tally.add(self.jaxpr(body, out, passed, stack), eqn.params["length"])
 
     def _while(self, tally: Tally, eqn: Any, mask: jaxprs.Mask, values: dict[int, int], stack: str) -> None:
-        p, site = eqn.params, jaxprs.short(jaxprs.site(eqn)) or "?"
+        p, site = eqn.params, jaxprs.place(eqn)
         tally.loops[site] = None
         cond, body = jaxprs.bare(p["cond_jaxpr"]), jaxprs.bare(p["body_jaxpr"])
         names = {site, *stack.split("/")}
@@ -176,7 +177,7 @@ class Walk:
         costs = [(b.total("flops"), b.total("bytes")) for b in branches]
         largest = max(range(len(branches)), key=costs.__getitem__)
         if len({flops for flops, _ in costs}) > 1:
-            site = jaxprs.short(jaxprs.site(eqn)) or "?"
+            site = jaxprs.place(eqn)
             tally.flags[f"cond at {site}: the largest of {len(branches)} branches is counted"] = None
         tally.add(branches[largest])
         for branch in branches:
