@@ -61,6 +61,11 @@ def declare(init: Initializer, role: str, stacked: int = 0) -> Declared:
     return Declared(init, tree.Role(role, stacked))
 
 
+def along_last(p: Array, x: Array) -> Array:
+    """A vector `p` [E] in the rank and dtype of `x` [..., E]: nothing here leans on implicit promotion of either."""
+    return p.astype(x.dtype).reshape((1,) * (x.ndim - 1) + p.shape)
+
+
 class Dense(nn.Module):
     """`x @ kernel + bias` over the last axis.
 
@@ -87,7 +92,7 @@ class Dense(nn.Module):
         y = matmul(x, self.param("kernel", init, (x.shape[-1], self.features), jnp.float32), self.matmul_dtype)
         if self.use_bias:
             bias = self.param("bias", declare(self.bias_init, "vector"), (self.features,), jnp.float32)
-            y = y + bias.astype(y.dtype)
+            y = y + along_last(bias, y)
         return y
 
 
@@ -146,10 +151,10 @@ class LayerNorm(nn.Module):
         centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
         y = centred * lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.epsilon)
         ones = declare(nn.initializers.ones, "vector")
-        y = y * self.param("scale", ones, (x.shape[-1],), jnp.float32)
+        y = y * along_last(self.param("scale", ones, (x.shape[-1],), jnp.float32), y)
         if self.use_bias:
             zeros = declare(nn.initializers.zeros, "vector")
-            y = y + self.param("bias", zeros, (x.shape[-1],), jnp.float32)
+            y = y + along_last(self.param("bias", zeros, (x.shape[-1],), jnp.float32), y)
         return y.astype(x.dtype)
 
 
@@ -168,7 +173,7 @@ class RMSNorm(nn.Module):
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         y = wide * lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
         ones = declare(nn.initializers.ones, "vector")
-        return (y * self.param("scale", ones, (x.shape[-1],), jnp.float32)).astype(x.dtype)
+        return (y * along_last(self.param("scale", ones, (x.shape[-1],), jnp.float32), y)).astype(x.dtype)
 
 
 class BatchNorm(nn.Module):
@@ -215,7 +220,8 @@ class BatchNorm(nn.Module):
             m, v = mean.value, var.value
         scale = self.param("scale", declare(nn.initializers.ones, "vector"), (channels,), jnp.float32)
         bias = self.param("bias", declare(nn.initializers.zeros, "vector"), (channels,), jnp.float32)
-        return ((wide - m) * (lax.rsqrt(v + self.epsilon) * scale) + bias).astype(x.dtype)
+        m, rate, bias = (along_last(p, wide) for p in (m, lax.rsqrt(v + self.epsilon) * scale, bias))
+        return ((wide - m) * rate + bias).astype(x.dtype)
 
 
 def _masked_statistics(x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
@@ -236,7 +242,7 @@ def _masked_statistics(x: Array, mask: Array | None) -> tuple[Array, Array, Arra
     count = totals[-1]
     divisor = jnp.where(count > 0, count, 1)
     mean = totals[:-1] / divisor
-    squares = jnp.square(jnp.where(weights != 0, x - mean, 0)) * weights
+    squares = jnp.square(jnp.where(weights != 0, x - along_last(mean, x), 0)) * weights
     return mean, sharding.psum_manual(jnp.sum(squares, axes)) / divisor, count
 
 
@@ -315,5 +321,5 @@ class Conv(nn.Module):
         y = convolve(x, kernel, self.strides, self.padding, self.form, self.matmul_dtype)
         if self.use_bias:
             zeros = declare(nn.initializers.zeros, "vector")
-            y = y + self.param("bias", zeros, (self.features,), jnp.float32).astype(y.dtype)
+            y = y + along_last(self.param("bias", zeros, (self.features,), jnp.float32), y)
         return y
