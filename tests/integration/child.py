@@ -58,7 +58,8 @@ def parts(model: str) -> tuple[train.Task, Any, data.Arrays, data.Arrays]:
 
 def hooks() -> list[train.Hook]:
     """Hooks that remember: what is resumed is their memory too."""
-    return [train.EarlyStopping("val_loss", patience=1000), train.ReduceOnPlateau("val_loss", factor=0.7, patience=1)]
+    plateau = train.ReduceOnPlateau("val_loss", factor=0.7, patience=1, min_delta=0.5)
+    return [train.EarlyStopping("val_loss", patience=1000), plateau]
 
 
 def fit(out: Path | str, model: str, strategy: str, where: str, steps: int, resume: bool, **options: Any) -> train.Run:
