@@ -8,12 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from jaxnn import metrics as metrics_room
 from jaxnn import rng, tree
 from jaxnn.typing import Array, Batch, Loss, Mean, ModelState, Params, PyTree
 
+REPORTED = ("loss", "grad_norm", "step", "epoch", "partial")  # by fit itself
 Values = Callable[[Any, Any], Any]  # (outputs, targets) -> values [B, ...]
 
 
@@ -62,6 +64,16 @@ def _field(batch: Batch, name: str) -> Any:
     return batch[name]
 
 
+def _per_example(values: Any, mask: Array) -> Any:
+    if np.shape(values)[:1] != mask.shape:
+        raise ValueError(
+            f"Task: the loss gives {tree.describe(values)} for {mask.shape[0]} examples. Tried: [B, ...], one value "
+            "an example or a token. Do not average inside: the step does, with masks and over devices. "
+            "Write losses.mse, say."
+        )
+    return values
+
+
 def _build(
     apply: Callable[..., tuple[PyTree, ModelState]],
     init: Callable[[Array, Batch], tuple[Params, ModelState]],
@@ -73,15 +85,15 @@ def _build(
 ) -> Task:
     """The task of `apply(params, model_state, batch, key, train) -> (outputs, model_state)`."""
     lifted = {name: metrics_room.as_metric(m) for name, m in (metrics or {}).items()}
-    for name in ("loss", "grad_norm", "step", "epoch"):
-        if name in lifted:
+    for name in lifted:
+        if name in REPORTED or name.startswith(("val_", "nonfinite")):
             raise ValueError(f"Task: a metric cannot be called {name!r}: fit reports that itself. Choose another name.")
 
     def task_loss(params: Params, model_state: ModelState, batch: Batch, key: Array, train: bool) -> Loss:
         outputs, new_state = apply(params, model_state, batch, key, train)
         target = _field(batch, targets)
         weights = example_weights(batch)
-        mean = metrics_room.weighted(loss(outputs, target), weights)
+        mean = metrics_room.weighted(_per_example(loss(outputs, target), batch["mask"]), weights)
         extra_loss = penalty(params) if penalty else jnp.zeros((), jnp.float32)
         sums = {name: m.sums(outputs, target, weights) for name, m in lifted.items()}
         return Loss(mean.sum, mean.weight, extra_loss, new_state, sums)
@@ -129,8 +141,9 @@ def supervised(
         ValueError: At trace time, if outputs and targets do not fit each other.
     """
     if not isinstance(module, nn.Module):
+        given = f"the class {module.__name__}" if isinstance(module, type) else type(module).__name__
         raise TypeError(
-            f"train.supervised: expected a flax.linen.Module, got {type(module).__name__}. "
+            f"train.supervised: expected a flax.linen.Module, got {given}. "
             "For an NNX module write train.from_nnx(make, loss=...); for functions train.from_functions(init, "
             "apply, loss=...)."
         )
@@ -228,6 +241,12 @@ def from_nnx(
     """
     from flax import nnx
 
+    if isinstance(make, nnx.Module) or not callable(make):
+        raise TypeError(
+            f"train.from_nnx: make must be a function of nnx.Rngs that gives a module, got {type(make).__name__}. "
+            "Write train.from_nnx(lambda rngs: Model(rngs=rngs), ...), so that it can be made anew for every seed."
+        )
+
     def split(key: Array) -> tuple[Any, ...]:
         module = make(nnx.Rngs(key))
         if not isinstance(module, nnx.Module):
@@ -239,7 +258,8 @@ def from_nnx(
         return nnx.to_pure_dict(params), nnx.to_pure_dict(rest), nnx.to_pure_dict(streams)
 
     holder: list[tuple[Any, ...]] = []
-    shapes = jax.eval_shape(split, jax.random.key(0, impl="threefry2x32"))
+    # The key is made inside: outside of a trace, making one compiles a program.
+    shapes = jax.eval_shape(lambda: split(jax.random.key(0, impl="threefry2x32")))
     graph, params_template, streams_template, rest_template = holder[0]
     stream_shapes = shapes[2]
 

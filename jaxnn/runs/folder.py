@@ -149,8 +149,10 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
         try:
             json.dumps(value)
         except (TypeError, ValueError) as error:
+            shown = " ".join(repr(value).split())  # on one line
             raise TypeError(
-                f"runs.plain_config: field {field!r} is {type(value).__name__} {value!r:.60}, not JSON ({error})."
+                f"runs.plain_config: field {field!r} is {type(value).__name__} {shown:.60}, not JSON ({error}). "
+                "Give numbers, text, lists and dicts."
             ) from error
     return json.loads(json.dumps(dict(config)))
 

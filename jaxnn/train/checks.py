@@ -1,6 +1,8 @@
 """What `fit`, `evaluate` and `predict` refuse, before anything is compiled: on shapes and values, in one message
 each."""
 
+import functools
+import re
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -11,9 +13,12 @@ import optax
 from jaxnn import tree
 from jaxnn.core import State, Task
 from jaxnn.core.state import abstract
+from jaxnn.core.step import check_step
 from jaxnn.train.hooks import Hook, Plan
 from jaxnn.train.run import Checkpointing, Dispatch, Log
 from jaxnn.typing import Batch, Strategy
+
+OURS = ("data.", "losses.", "metrics.", "layers.", "models.", "rng.", "sharding.", "train", "Task", "GPT", "MLP", "CNN")
 
 
 def whole(where: str, name: str, value: Any, at_least: int, hint: str) -> int:
@@ -30,56 +35,69 @@ def whole(where: str, name: str, value: Any, at_least: int, hint: str) -> int:
     return int(value)
 
 
+def _kind(value: Any) -> str:
+    """What was given, in an error message."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return tree.describe(value) if hasattr(value, "shape") and hasattr(value, "dtype") else type(value).__name__
+
+
 def is_task(where: str, task: Any) -> None:
+    """Refuses what is no `Task`."""
     if not isinstance(task, Task):
         raise TypeError(
-            f"{where}: the first argument must be a Task, got {type(task).__name__}. "
+            f"{where}: the first argument must be a Task, got {_kind(task)}. "
             "Make one: train.supervised(module, loss=losses.mse), train.from_nnx(make, ...), train.from_functions(...)."
         )
 
 
 def is_optimizer(where: str, tx: Any) -> None:
-    if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
-        kind = f"{tx!r:.60}" if isinstance(tx, str | int | float) else type(tx).__name__
-        made = " You passed the function that makes one; call it: optax.adam(1e-3)." if callable(tx) else ""
+    """Refuses what has no `init` and `update`."""
+    if isinstance(tx, type) or not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
+        kind = f"{tx!r:.60}" if isinstance(tx, str | int | float) else _kind(tx)
+        advice = "You passed what makes one; call it: optax.adam(1e-3)." if callable(tx) else "Try optax.adam(1e-3)."
         raise TypeError(
-            f"{where}: the optimizer must be an optax.GradientTransformation (with init and update), got {kind}.{made or ' Try optax.adam(1e-3).'}"
+            f"{where}: the optimizer must be an optax.GradientTransformation (with init and update), got {kind}. "
+            f"{advice}"
         )
 
 
 def is_source(where: str, name: str, source: Any) -> None:
+    """Refuses what is no `Source`, and one without examples."""
     if isinstance(source, type) or not all(hasattr(source, a) for a in ("__len__", "take", "resident")):
-        kind = tree.describe(source) if hasattr(source, "shape") else type(source).__name__
-        raise TypeError(f"{where}: {name} must be a data source, got {kind}. Wrap arrays: data.Arrays(x, y).")
+        raise TypeError(f"{where}: {name} must be a data source, got {_kind(source)}. Wrap arrays: data.Arrays(x, y).")
     if len(source) == 0:
-        raise ValueError(f"{where}: {name} has no examples.")
+        raise ValueError(f"{where}: {name} has no examples. Give at least one.")
 
 
 def is_strategy(where: str, strategy: Any) -> None:
-    if isinstance(strategy, type) or not all(
-        hasattr(strategy, a) for a in ("make_step", "compile", "put_state", "devices")
-    ):
-        made = (
-            f" Call it: parallel.{strategy.__name__}()." if callable(strategy) and hasattr(strategy, "__name__") else ""
-        )
-        raise TypeError(
-            f"{where}: strategy must be one of jaxnn.parallel's, got {strategy!r:.60}.{made or ' Try parallel.replicate().'}"
-        )
+    """Refuses what is no `Strategy`."""
+    methods = ("make_step", "compile", "put_state", "devices")
+    if isinstance(strategy, type) or not all(hasattr(strategy, a) for a in methods):
+        name = getattr(strategy, "__name__", "")
+        advice = f"Call it: parallel.{name.lower()}()." if callable(strategy) and name else "Try parallel.replicate()."
+        kind = name or f"{strategy!r:.60}"
+        raise TypeError(f"{where}: strategy must be one of jaxnn.parallel's, got {kind}. {advice}")
 
 
-def evaluation_arguments(where: str, task: Any, state: Any, source: Any, batch_size: Any) -> None:
+def evaluation_arguments(where: str, task: Any, state: Any, source: Any, batch_size: Any, strategy: Any) -> None:
     """The arguments that `evaluate` and `predict` share."""
     is_task(where, task)
     if not isinstance(state, State):
-        raise TypeError(f"{where}: expected a State (run.state), got {type(state).__name__}.")
+        raise TypeError(
+            f"{where}: the second argument must be a State, got {_kind(state)}. Give run.state, parameters and all."
+        )
     is_source(where, "the data", source)
     whole(where, "batch_size", batch_size, 1, "Only speed and memory depend on it: try 256.")
+    if strategy is not None:
+        is_strategy(where, strategy)
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error that says something, without a stack."""
+    """An error in a line: its kind, and the first line that says something, without the address of a manual."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    first = re.sub(r"\s*\(?https?://\S+", "", lines[0]).rstrip(".") if lines else ""
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def _shapes(batch: Batch) -> str:
@@ -89,22 +107,12 @@ def _shapes(batch: Batch) -> str:
 def _ours(error: Exception) -> bool:
     """Whether a message is already one of this library's, which say what to do."""
     head = str(error).split(":", 1)[0]
-    return any(
-        head.startswith(p)
-        for p in (
-            "losses.",
-            "metrics.",
-            "layers.",
-            "models.",
-            "Task",
-            "train.",
-            "rng.",
-            "sharding.",
-            "GPT",
-            "MLP",
-            "CNN",
-        )
-    )
+    return head.startswith(OURS)
+
+
+def _abstract_key() -> Any:
+    """The shape of a typed key; making one compiles a program."""
+    return jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
 
 
 def init_shapes(where: str, task: Task, batch: Batch) -> Any:
@@ -113,18 +121,15 @@ def init_shapes(where: str, task: Task, batch: Batch) -> Any:
     Raises:
         ValueError: If the model rejects the batch.
     """
-    key = jax.random.key(0, impl="threefry2x32")
+    key = _abstract_key()
     try:
         return jax.eval_shape(lambda k, b: task.init(k, b), key, abstract(batch))
-    except (TypeError, ValueError, AttributeError, IndexError, AssertionError, KeyError) as error:
-        if _ours(error):
+    except Exception as error:  # flax's own error classes share no base but Exception
+        if _ours(error) and isinstance(error, TypeError | ValueError):
             raise
         raise ValueError(
-            f"{where}: the model cannot be initialised for a batch of {_shapes(batch)}: {_reason(error)}"
-        ) from error
-    except Exception as error:  # flax's own error classes share no base but Exception
-        raise ValueError(
-            f"{where}: the model cannot be initialised for a batch of {_shapes(batch)}: {_reason(error)}"
+            f"{where}: the model cannot be initialised for a batch of {_shapes(batch)}: {_reason(error)}. "
+            "Make the model and the data fit each other."
         ) from error
 
 
@@ -134,43 +139,99 @@ def _call(where: str, what: str, batch: Batch, fn: Any, *arguments: Any) -> Any:
     except Exception as error:  # whatever the model raises on these shapes; told in one line
         if _ours(error) and isinstance(error, TypeError | ValueError):
             raise
-        raise ValueError(f"{where}: {what} fails on a batch of {_shapes(batch)}: {_reason(error)}") from error
+        raise ValueError(
+            f"{where}: {what} fails on a batch of {_shapes(batch)}: {_reason(error)}. "
+            "Make the model and the data fit each other."
+        ) from error
 
 
-def loss_shapes(where: str, task: Task, variables: Any, batch: Batch) -> None:
-    """Traces the task's loss on shapes and checks what it gives.
+def trainable(where: str, params: Any) -> None:
+    """Refuses parameters that have no gradient."""
+    for path, leaf in tree.leaves_by_path(params).items():
+        if not jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact):
+            raise ValueError(
+                f"{where}: parameter {path!r} is {tree.describe(leaf)}, which has no gradient. "
+                "Make it float32, or keep it out of the parameters."
+            )
+
+
+def _own_parameters(where: str, task: Task, state: State, batch: Batch) -> None:
+    """Refuses a state whose parameters are not those that the task has on such a batch."""
+    try:
+        params, model_state = init_shapes(where, task, batch)
+    except Exception:  # the call that failed says more
+        return
+    held = {"params": state.params, "model_state": state.model_state}
+    changes = list(tree.differences(abstract(held), {"params": params, "model_state": model_state}))
+    if changes:
+        raise ValueError(
+            f"{where}: the state is not that of this task on a batch of {_shapes(batch)} (state against task): "
+            f"{'; '.join(changes[:4])}. Give the task that was trained, and inputs of the same shape."
+        )
+
+
+def loss_shapes(where: str, task: Task, variables: Any, batch: Batch) -> list[str]:
+    """Traces the task's loss on shapes and checks what it gives; the names of the values that it reports.
 
     Raises:
         ValueError: If the loss fails on the batch, or gives something that is not a scalar.
     """
-    key = jax.random.key(0, impl="threefry2x32")
+    key = _abstract_key()
     batch = abstract(batch)
     loss = _call(where, "the loss", batch, lambda v, b, k: task.loss(v[0], v[1], b, k, True), variables, batch, key)
     for name in ("total", "weight", "penalty"):
         value = getattr(loss, name, None)
         if value is None or getattr(value, "shape", ()) != ():
             raise ValueError(
-                f"{where}: the task's loss gives {name} {tree.describe(value)}; it must be a scalar. Sum over the examples."
+                f"{where}: the task's loss gives {name} {tree.describe(value)}; it must be a scalar. "
+                "Sum over the examples."
             )
     changes = list(tree.differences(variables[1], loss.model_state))
     if changes:
-        raise ValueError(f"{where}: the loss changes the model state's structure: {'; '.join(changes[:4])}.")
+        raise ValueError(
+            f"{where}: the loss changes the model state (before against after): {'; '.join(changes[:4])}. "
+            "Keep its structure, shapes and dtypes."
+        )
+    return ["loss", *loss.sums]
+
+
+def step_sums(where: str, step: Any, state: State, batch: Batch, strategy: Strategy) -> Any:
+    """Traces the whole step on shapes; the shapes of the sums that it reports.
+
+    Raises:
+        TypeError: If the step changes the state's shapes or dtypes.
+        ValueError: If it cannot be traced.
+    """
+    try:
+        return check_step(step, state, batch, strategy)
+    except Exception as error:  # whatever model, loss or optimizer raise; told in one line
+        if _ours(error) and isinstance(error, TypeError | ValueError):
+            raise
+        raise ValueError(f"{where}: the train step fails on a batch of {_shapes(batch)}: {_reason(error)}.") from error
 
 
 def task_accepts(where: str, task: Task, state: State, batch: Batch) -> None:
     """Checks that a trained task can evaluate this batch; compiles nothing."""
-    loss_shapes(where, task, abstract((state.params, state.model_state)), batch)
+    try:
+        loss_shapes(where, task, abstract((state.params, state.model_state)), batch)
+    except Exception:
+        _own_parameters(where, task, state, batch)
+        raise
 
 
 def predict_accepts(where: str, task: Task, state: State, batch: Batch) -> None:
     """Checks that a trained task can predict for this batch; compiles nothing."""
     variables = abstract((state.params, state.model_state))
-    outputs = _call(where, "the model", batch, lambda v, b: task.predict(v[0], v[1], b), variables, abstract(batch))
+    try:
+        outputs = _call(where, "the model", batch, lambda v, b: task.predict(v[0], v[1], b), variables, abstract(batch))
+    except Exception:
+        _own_parameters(where, task, state, batch)
+        raise
     for path, leaf in tree.leaves_by_path(outputs).items():
         if leaf.shape[:1] != batch["mask"].shape:
             raise ValueError(
-                f"{where}: output {path!r} {tree.describe(leaf)} has no leading example axis of {batch['mask'].shape[0]}. "
-                "Predictions are made a batch at a time; keep the example axis first."
+                f"{where}: output {path!r} {tree.describe(leaf)} has no leading axis of the {batch['mask'].shape[0]} "
+                "examples of a batch. Predictions are made a batch at a time; keep the example axis first."
             )
 
 
@@ -182,25 +243,28 @@ def optimizer_accepts(where: str, tx: optax.GradientTransformation, params: Any)
     """
     what = "initialised for"
     transform = optax.with_extra_args_support(tx)
-    value = jax.ShapeDtypeStruct((), jax.numpy.float32)
+    dtypes = [x.dtype for x in jax.tree.leaves(params) if jax.numpy.issubdtype(x.dtype, jax.numpy.floating)]
+    value = jax.ShapeDtypeStruct((), functools.reduce(jax.numpy.promote_types, dtypes, jax.numpy.dtype("float32")))
     try:
         state = jax.eval_shape(tx.init, params)
         what = "updated with gradients of"
         jax.eval_shape(
-            lambda p, s, v: transform.update(p, s, p, value=v, grad=p, value_fn=lambda _: v, aux={}),
+            lambda p, s, v: transform.update(p, s, p, value=v, grad=p, value_fn=lambda _, aux=None: v, aux={}),
             params,
             state,
             value,
         )
     except Exception as error:  # whatever the optimizer raises on these shapes; told in one line
-        raise ValueError(f"{where}: the optimizer cannot be {what} these parameters: {_reason(error)}") from error
+        raise ValueError(f"{where}: the optimizer cannot be {what} these parameters: {_reason(error)}.") from error
 
 
 def duration(where: str, steps: Any, epochs: Any, epoch: int) -> int:
     """The number of data steps from `steps` or `epochs`, exactly one of which must be given."""
     if (steps is None) == (epochs is None):
         said = "neither" if steps is None else "both"
-        raise ValueError(f"{where}: give steps= or epochs=, got {said}.")
+        raise ValueError(
+            f"{where}: give steps= or epochs=, got {said}. steps counts batches, epochs passes over the data."
+        )
     if steps is not None:
         return whole(where, "steps", steps, 1, "It counts batches.")
     return whole(where, "epochs", epochs, 1, "It counts passes over the data.") * epoch
@@ -217,7 +281,8 @@ def batch_size(where: str, value: Any, n: int, strategy: Strategy) -> int:
     if size % devices:
         near = max(devices, round(size / devices) * devices)
         raise ValueError(
-            f"{where}: a global batch of {size} examples does not divide over {devices} devices. Use a multiple of {devices}: {near}, say."
+            f"{where}: a global batch of {size} examples does not divide over {devices} devices. "
+            f"Use a multiple of {devices}: {near}, say."
         )
     return size
 
@@ -229,19 +294,31 @@ def same_fields(where: str, train_batch: Batch, validation_batch: Batch) -> None
             continue
         y = validation_batch.get(name)
         if y is None or x.shape[1:] != y.shape[1:] or x.dtype != y.dtype:
-            other = "absent" if y is None else f"{y.dtype}{list(y.shape[1:])}"
+            other = "absent" if y is None else f"{y.dtype}{list(y.shape[1:])} an example"
             raise ValueError(
-                f"{where}: array {name!r} of the validation data is {other} an example, in the training data {x.dtype}{list(x.shape[1:])}."
+                f"{where}: array {name!r} of the validation data is {other}, of the training data "
+                f"{x.dtype}{list(x.shape[1:])}. Give both the same names, shapes and dtypes."
             )
 
 
 def settings(
-    where: str, log: Any, save: Any, dispatch: Any, hooks: Any, out: Any, resume: Any, validate_every: Any
+    where: str,
+    log: Any,
+    save: Any,
+    dispatch: Any,
+    hooks: Any,
+    out: Any,
+    resume: Any,
+    validation: bool,
+    validate_every: Any,
 ) -> None:
     """The settings that have a type and a range."""
     for name, value, kind in (("log", log, Log), ("save", save, Checkpointing), ("dispatch", dispatch, Dispatch)):
         if not isinstance(value, kind):
-            raise TypeError(f"{where}: {name} must be a train.{kind.__name__}, got {value!r:.60}.")
+            raise TypeError(
+                f"{where}: {name} must be a train.{kind.__name__}, got {value!r:.60}. "
+                f"Write {name}=train.{kind.__name__}(...)."
+            )
     for name, value in (
         ("log.every", log.every),
         ("save.every", save.every),
@@ -250,20 +327,33 @@ def settings(
         ("validate_every", validate_every),
     ):
         if value is not None:
-            whole(where, name, value, 1, "It counts steps (or checkpoints).")
+            whole(where, name, value, 1, "Leave it out for the default.")
     if save.minutes is not None and save.minutes <= 0:
         raise ValueError(f"{where}: save.minutes must be positive, got {save.minutes}. None saves by steps only.")
+    if isinstance(hooks, Hook | type) or not isinstance(hooks, Sequence):
+        raise TypeError(f"{where}: hooks must be a list of train.Hook objects, got {_kind(hooks)}. Write hooks=[...].")
     for hook in hooks:
         if not isinstance(hook, Hook):
-            made = " Call it: it is a class." if isinstance(hook, type) else " Subclass train.Hook."
-            raise TypeError(f"{where}: hooks must be train.Hook objects, got {hook!r:.60}.{made}")
+            made = f" Call it: {hook.__name__}(...)." if isinstance(hook, type) else " Subclass train.Hook."
+            raise TypeError(f"{where}: hooks must be train.Hook objects, got {_kind(hook)}.{made}")
     if resume and out is None:
         raise ValueError(f"{where}: resume=True needs out=, the folder of the run to go on with.")
     if log.tensorboard and out is None:
-        raise ValueError(f"{where}: log.tensorboard writes into the run's folder. Pass out=.")
+        raise ValueError(f"{where}: log.tensorboard writes into the run's folder, and there is none. Pass out=.")
+    if validate_every is not None and not validation:
+        raise ValueError(f"{where}: validate_every={validate_every} without validation data. Pass validation= too.")
 
 
-def hooks_accept(where: str, hooks: Sequence[Hook], plan: Plan, state: State, names: Sequence[str]) -> None:
+def is_seed(where: str, seed: Any) -> None:
+    """Refuses what is no seed: it fits 32 bits, so that the key and the order of examples agree everywhere."""
+    hint = "Any number from 0 to 2**32 - 1."
+    if whole(where, "seed", seed, 0, hint) >= 2**32:
+        raise ValueError(f"{where}: seed must be below 2**32, got {seed}. {hint}")
+
+
+def hooks_accept(
+    where: str, hooks: Sequence[Hook], plan: Plan, state: State, names: Sequence[str], best: str | None
+) -> None:
     """Refuses hooks that cannot work in this run: two of one name, a period that is none, settings that do not fit.
 
     Args:
@@ -272,6 +362,7 @@ def hooks_accept(where: str, hooks: Sequence[Hook], plan: Plan, state: State, na
         plan: What the run is going to do.
         state: Shapes and dtypes of its state.
         names: What is going to be reported, but by hooks.
+        best: The name whose best checkpoint is kept, if any.
     """
     called = [hook.name for hook in hooks]
     twice = sorted({name for name in called if called.count(name) > 1})
@@ -285,10 +376,9 @@ def hooks_accept(where: str, hooks: Sequence[Hook], plan: Plan, state: State, na
         period = hook.every(plan)
         if period is not None:
             whole(where, f"hook {hook.name}: every(plan)", period, 1, "It counts data steps; None for never.")
-    known = all(type(hook).__module__.startswith("jaxnn.") for hook in hooks)  # others may report names of their own
-    for hook in hooks:
-        monitor = getattr(hook, "monitor", None)
-        if known and monitor is not None and monitor not in names:
-            raise ValueError(
-                f"{where}: hook {hook.name} monitors {monitor!r}, which nothing reports. Reported: {sorted(names)}."
-            )
+    if not all(type(hook).__module__.startswith("jaxnn.") for hook in hooks):
+        return  # somebody's own hook may report names of its own
+    monitored = [(f"hook {hook.name} monitors", name) for hook in hooks if (name := getattr(hook, "monitor", None))]
+    for said, name in [*monitored, *([("save.best is", best)] if best else [])]:
+        if name not in names:
+            raise ValueError(f"{where}: {said} {name!r}, which nothing reports. Choose one of {sorted(names)}.")

@@ -77,8 +77,8 @@ def evaluate(
     Raises:
         ValueError: If the data does not fit the task.
     """
-    checks.evaluation_arguments("train.evaluate", task, state, source, batch_size)
-    strategy = strategy or strategy_of(state)
+    checks.evaluation_arguments("train.evaluate", task, state, source, batch_size, strategy)
+    strategy = strategy_of(state) if strategy is None else strategy
     totals: dict[str, Mean] = {}
     flying: deque[Any] = deque()
 
@@ -114,8 +114,8 @@ def predict(task: Task, state: State, x: Any, *, batch_size: int = 256, strategy
         A pytree like one batch's outputs, leaves [N, ...].
     """
     source = x if hasattr(x, "take") and hasattr(x, "resident") else data.Arrays(x)
-    checks.evaluation_arguments("train.predict", task, state, source, batch_size)
-    strategy = strategy or strategy_of(state)
+    checks.evaluation_arguments("train.predict", task, state, source, batch_size, strategy)
+    strategy = strategy_of(state) if strategy is None else strategy
     program = _map_program(task, strategy)
     parts: list[PyTree] = []
     flying: deque[tuple[Any, np.ndarray]] = deque()

@@ -12,7 +12,7 @@ import optax
 from jaxnn import parallel
 from jaxnn.core import State, Task, init_state
 from jaxnn.core.state import abstract
-from jaxnn.core.step import check_step, dispatch_steps, make_step
+from jaxnn.core.step import dispatch_steps, make_step
 from jaxnn.data import host_batch, order
 from jaxnn.runs import RunFolder, write_summary
 from jaxnn.train import checks, engine
@@ -22,6 +22,7 @@ from jaxnn.train.progress import Progress
 from jaxnn.train.run import Checkpointing, Dispatch, Interrupted, Log, Run
 from jaxnn.train.session import Session
 from jaxnn.train.signals import Signals
+from jaxnn.train.windows import LEAVES
 from jaxnn.typing import Source, Strategy
 
 FREE = (
@@ -34,7 +35,6 @@ FREE = (
     "config.strategy",
     "config.devices",
 )
-DEBUG_NAME = "nonfinite/"
 
 
 def fit(
@@ -92,7 +92,9 @@ def fit(
         Interrupted: After Ctrl-C or SIGTERM, once the run is saved; holds the run.
     """
     where = "train.fit"
-    log, save, dispatch = log or Log(), save or Checkpointing(), dispatch or Dispatch()
+    log = Log() if log is None else log
+    save = Checkpointing() if save is None else save
+    dispatch = Dispatch() if dispatch is None else dispatch
     checks.is_task(where, task)
     checks.is_optimizer(where, tx)
     checks.is_source(where, "the data", source)
@@ -102,12 +104,13 @@ def fit(
     size = checks.batch_size(where, batch_size, n, strategy)
     epoch = order.steps_per_epoch(n, size)
     total = checks.duration(where, steps, epochs, epoch)
-    checks.whole(where, "seed", seed, 0, "Any number from 0 to 2**32 - 1.")
-    checks.settings(where, log, save, dispatch, hooks, out, resume, validate_every)
+    checks.is_seed(where, seed)
+    checks.settings(where, log, save, dispatch, hooks, out, resume, validation is not None, validate_every)
     ids = engine.order_ids(seed, n, size)
     batch = host_batch(source, ids(0, 1)[0])
     variables = checks.init_shapes(where, task, batch)
-    checks.loss_shapes(where, task, variables, batch)
+    checks.trainable(where, variables[0])
+    reported = checks.loss_shapes(where, task, variables, batch)
     checks.optimizer_accepts(where, tx, variables[0])
     if validation is not None:
         checks.is_source(where, "validation", validation)
@@ -140,7 +143,7 @@ def fit(
 
     step = engine.scalars(make_step(task, tx, strategy, debug=debug))
     shapes = _state_shapes(task, tx, variables)
-    sums = check_step(step, shapes, batch, strategy)
+    sums = checks.step_sums(where, step, shapes, batch, strategy)
     k_max = (dispatch.most or recorded.get("k_max") or dispatch_steps(size, sums)) if resident is not None else 1
     facts = {
         "steps": steps,
@@ -161,7 +164,9 @@ def fit(
         held_out = validation
         every_hook.append(Evaluate(lambda state: evaluate(task, state, held_out, batch_size=size, strategy=strategy)))
     every_hook += [*hooks, StopOnNonFinite()]
-    checks.hooks_accept(where, every_hook, plan, shapes, [*sums, *(f"val_{name}" for name in sums if validation)])
+    names = [name for name in sums if not name.startswith(LEAVES)]
+    names += [f"val_{name}" for name in reported] if validation is not None else []
+    checks.hooks_accept(where, every_hook, plan, shapes, names, save.best)
     full = {"fit": facts, "config": dict(config or {})}
     changed: list[str] = []
     if folder is not None:
