@@ -21,7 +21,7 @@ KINDS = (
 )
 _STARTS = {f"{kind}-start": kind for kind in KINDS}
 _SKIP = frozenset((*KINDS, *_STARTS))
-_DONE = re.compile(r"-(done|update)$")
+_AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -127,17 +127,30 @@ def _replicas(instruction: hlo.Instruction, devices: int, meshes: Iterable[Any])
         sends = _groups(pairs, devices)
         return _axes_of_pairs(sends, meshes), _cycle(sends)
     text = instruction.attribute("replica_groups") or instruction.attribute("replica_group")
-    if text.startswith("mesh["):
-        shape = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", text)}
-        axes = tuple(re.findall(r"'([^']+)'", text.partition("]")[2]))
-        known = tuple(name for name in shape if name in axes)
-        if len(known) == len(axes):
-            return known, math.prod(shape[name] for name in known)
-        # Sub-axes such as 'a':(1)2 have a size but no name in the mesh.
-        sizes = [int(n) for n in re.findall(r":\(\d+\)(\d+)", text.partition("]")[2])]
-        return None, math.prod(sizes) * math.prod(shape[n] for n in known)
-    groups = _groups(text, devices)
-    return _axes_of_groups(groups, meshes), len(groups[0])
+    names, groups = _mesh_groups(text) if text.startswith("mesh[") else (None, _groups(text, devices))
+    return _axes_of_groups(groups, meshes) or names, len(groups[0])
+
+
+def _mesh_groups(text: str) -> tuple[tuple[str, ...] | None, list[tuple[int, ...]]]:
+    """(axes, groups) of `mesh['a'=2,'b'=4] {'b'}`; `'b':(2)2` is the part of b that is left after a factor of 2.
+
+    Names that XLA made up (`axis_0`) and parts of axes give None.
+    """
+    header, _, chosen = text.partition("]")
+    shape = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", header)}
+    inside: list[int] = []
+    sizes: list[int] = []
+    picked = {name: (int(before or 1), int(size or 0)) for name, before, size in _AXIS.findall(chosen)}
+    for name, whole in shape.items():
+        before, size = picked.get(name, (1, 1))
+        size = size or whole
+        sizes += [before, size, whole // (before * size)]
+        inside += [len(sizes) - 2] * (name in picked)
+    ids = np.arange(math.prod(sizes)).reshape(sizes)
+    outside = [i for i in range(len(sizes)) if i not in inside]
+    rows = ids.transpose(*outside, *inside).reshape(-1, math.prod(sizes[i] for i in inside))
+    named = all(size == 0 and not re.fullmatch(r"axis_\d+", name) for name, (_, size) in picked.items())
+    return tuple(n for n in shape if n in picked) if named else None, [tuple(int(i) for i in row) for row in rows]
 
 
 def _axes_of_groups(groups: list[tuple[int, ...]], meshes: Iterable[Any]) -> tuple[str, ...] | None:

@@ -97,7 +97,7 @@ def _scatter(eqn: Any) -> Work:
 
 
 def multiply_adds(eqn: Any) -> float:
-    """Multiply-adds of a dot_general, ragged_dot_general or convolution."""
+    """Multiply-adds of a matrix product or convolution."""
     lhs, rhs = eqn.invars[0].aval, eqn.invars[1].aval
     if eqn.primitive.name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
@@ -108,6 +108,8 @@ def multiply_adds(eqn: Any) -> float:
         (_, contracted), (_, batch) = numbers.dot_dimension_numbers
         bound = {*contracted, *batch, *numbers.rhs_group_dimensions}
         return lhs.size * math.prod(n for i, n in enumerate(rhs.shape) if i not in bound)
+    if eqn.primitive.name == "scaled_matmul":
+        return eqn.outvars[0].aval.size * lhs.shape[-1]
     return _convolution(eqn)
 
 
@@ -191,7 +193,7 @@ RULES: dict[str, Callable[[Any], Work]] = {
     **dict.fromkeys(["argmax", "argmin", "reduce_max", "reduce_min", "reduce_prod", "reduce_sum"], _reduction),
     **dict.fromkeys(["cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum"], _cumulative),
     **dict.fromkeys(["scatter-add", "scatter-max", "scatter-min", "scatter-mul", "scatter-sub"], _scatter),
-    **dict.fromkeys(["conv_general_dilated", "dot_general", "ragged_dot_general"], _product),
+    **dict.fromkeys(primitives.PRODUCTS, _product),
     **dict.fromkeys(["reduce_window_max", "reduce_window_min", "reduce_window_sum"], _reduce_window),
     **{name: _factorization(count) for name, count in factorizations.RULES.items()},
     **dict.fromkeys(("select_and_gather_add", "select_and_scatter", "select_and_scatter_add"), _select_and_scatter),

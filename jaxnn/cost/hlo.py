@@ -263,7 +263,8 @@ def runs(module: Module, skip: frozenset[str] = frozenset()) -> Iterator[Run]:
         name, times, bounded, conditional = stack.pop()
         for instruction in module.computations.get(name, ()):
             yield Run(name, instruction, times, bounded, conditional)
-            if instruction.opcode in skip:
+            # The later halves of an async pair name the computation of the first again.
+            if instruction.opcode in skip or instruction.opcode in ("async-update", "async-done"):
                 continue
             if instruction.opcode == "while":
                 count = trip_count(module, name, instruction)

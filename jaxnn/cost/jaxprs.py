@@ -40,8 +40,8 @@ def is_literal(atom: Any) -> bool:
 
 # Their one jaxpr takes the equation's operands and gives its results, one to one.
 CALLS = frozenset({
-    "call", "checkpoint", "closed_call", "core_call", "custom_jvp_call", "eval_jaxpr", "jit", "pjit", "remat", "remat2",
-    "shard_map",
+    "call", "closed_call", "composite", "compute_on", "core_call", "custom_jvp_call", "eval_jaxpr", "jit", "pjit",
+    "remat2", "shard_map", "xla_metadata_call",
 })  # fmt: skip
 
 

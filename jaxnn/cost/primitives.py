@@ -16,28 +16,36 @@ LOGIC = frozenset({
     "shift_right_logical", "xor",
 })  # fmt: skip
 RANDOM_BITS = frozenset({
-    "random_bits", "random_clone", "random_fold_in", "random_seed", "random_split", "random_unwrap",
-    "random_wrap", "rng_bit_generator", "rng_uniform", "threefry2x32",
+    "iota_2x32_shape", "philox2x32", "philox4x32", "prng_join", "prng_seed", "prng_split", "random_bits",
+    "random_clone", "random_fold_in", "random_seed", "random_split", "random_unwrap", "random_wrap",
+    "rng_bit_generator", "rng_uniform", "threefry2x32", "threefry4x32",
 })  # fmt: skip
 # Bytes on the wire, which `cost.collectives` counts.
 COLLECTIVES = frozenset({
-    "all_gather", "all_gather_invariant", "all_gather_reduced", "all_to_all", "axis_index",
-    "copy_to_host_shard", "pbroadcast", "pcast", "pgather", "pmax", "pmin", "ppermute", "precv", "preduced",
-    "psend", "psum", "psum2", "psum_invariant", "psum_scatter", "pvary", "ragged_all_to_all", "reduce_scatter",
-    "reshard", "unreduced_psum", "unreduced_reduce_scatter", "vary_unreduced_cast",
+    "all_gather", "all_gather_done", "all_gather_invariant", "all_gather_reduced", "all_gather_reduced_start",
+    "all_gather_start", "all_to_all", "all_to_all_done", "all_to_all_start", "axis_index", "copy_to_host_shard",
+    "pbroadcast", "pbroadcast_done", "pbroadcast_dynamic", "pbroadcast_start", "pcast", "pmax",
+    "pmin", "ppermute", "ppermute_done", "ppermute_start", "precv", "preduced", "psend", "psum", "psum2",
+    "psum_done", "psum_invariant", "psum_invariant_start", "psum_start", "pvary",
+    "ragged_all_to_all", "reduce_scatter", "reduce_scatter_done", "reduce_scatter_start", "reduced_vary_cast",
+    "reshard", "unreduced_pmax", "unreduced_pmin", "unreduced_psum", "unreduced_psum_start",
+    "unreduced_reduce_scatter", "unreduced_reduce_scatter_start", "vary_unreduced_cast",
 })  # fmt: skip
 # Sorting and top_k compare, which is not floating-point work; `bytes_by` has their traffic.
 MOVEMENT = frozenset({
-    "after_all", "approx_top_k", "array_ref", "bitcast_convert_type", "broadcast_in_dim", "complex",
-    "concatenate", "convert_element_type", "copy", "copy_p", "create_token", "debug_callback", "debug_print",
-    "device_put", "dynamic_slice", "dynamic_update_slice", "empty", "empty2", "expand_dims", "freeze", "full",
-    "gather", "get", "imag", "iota", "layout_constraint", "mesh_cast", "name", "name_p", "new_ref",
-    "optimization_barrier", "pad", "real", "reduce_precision", "ref", "reshape", "rev", "scatter", "select_n",
-    "sharding_constraint", "slice", "sort", "split", "squeeze", "stop_gradient", "swap", "tie", "tie_in",
-    "top_k", "transpose",
+    "add_dependency", "after_all", "approx_top_k", "bitcast_convert_type", "broadcast_in_dim",
+    "broadcast_to", "check", "complex", "concatenate", "convert_element_type", "copy", "create_token",
+    "dce_sink", "debug_callback", "debug_print", "device_put", "dim_as_value", "dimension_size",
+    "dynamic_slice", "dynamic_update_slice", "empty", "empty2", "empty_ref", "free_ref",
+    "freeze", "from_edtype", "full", "gather", "get", "imag", "inspect_sharding", "iota", "iota_2x32_shape",
+    "layout_cast", "layout_constraint", "mesh_cast", "name", "new_ref", "optimization_barrier", "pad",
+    "pin", "platform_index", "real", "reduce_precision", "reshape", "rev", "scatter", "select_n",
+    "shape_assertion", "shard_alike", "sharding_constraint", "slice", "sort", "split", "squeeze", "stack",
+    "stop_gradient", "swap", "tie", "tile", "to_edtype", "top_k", "trace_value", "transpose", "unpin",
+    "unreachable", "unstack", "xla_metadata_value", "zeros_like",
 })  # fmt: skip
 PRODUCTS = frozenset({
-    "conv_general_dilated", "dot_general", "ragged_dot_general",
+    "conv_general_dilated", "dot_general", "ragged_dot_general", "scaled_matmul",
 })  # fmt: skip
 # They hold a jaxpr of one block's work, or call code that jax can't see: what they cost isn't in the program.
 OPAQUE = frozenset({
