@@ -54,6 +54,7 @@ class Program:
         args: The case's arguments, never donated.
         flow: Where outputs go.
         compile: What compiling cost.
+        traced: jax's traced object, for counting what the program does.
         compiled: jax's ahead-of-time compiled object.
         notes: What a reader should know (arguments that are not used).
     """
@@ -63,6 +64,7 @@ class Program:
     args: tuple
     flow: Flow
     compile: Compile
+    traced: Any
     compiled: Any
     notes: tuple[str, ...] = ()
 
@@ -70,7 +72,7 @@ class Program:
 @contextlib.contextmanager
 def persistent_cache(enabled: bool) -> Iterator[None]:
     """Switches jax's persistent compilation cache, and back."""
-    before = jax.config.jax_enable_compilation_cache
+    before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", enabled)
     compilation_cache.reset_cache()  # jax remembers whether it uses the cache from the first compilation on
     try:
@@ -92,25 +94,22 @@ def build(case: Case, seed: int = 0, ask_cache: bool = False) -> Program:
         BenchError: A guard's message; see `jaxnn.bench.guards`.
     """
     args = case.make_args(seed)
-    function = _fresh(case.function)
-    shapes = jax.eval_shape(function, *args)
+    shapes = jax.eval_shape(_fresh(case.function), *args)
     if guards.on("dead_code") and not jax.tree.leaves(shapes):
         raise guards.BenchError(
             f"bench: {case.name}: the function returns no array, so XLA need not compute anything. "
             "Return the result; every array that is returned is kept alive."
         )
     plan = flow(case, args, shapes)
-    if guards.on("donation"):
-        guards.check_aliases(case.name, args, plan.donated)
-
+    guards.check_aliases(case.name, args, plan.donated)
+    function = _fresh(case.function)
     if guards.on("clear_caches"):
         jax.clear_caches()
     off = persistent_cache(False) if guards.on("cache_off") else contextlib.nullcontext()
     with off, guards.watch() as seen, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         start = time.perf_counter()
-        jitted = jax.jit(function, donate_argnums=plan.donated, keep_unused=True)
-        traced = jitted.trace(*args)
+        traced = jax.jit(function, donate_argnums=plan.donated, keep_unused=True).trace(*args)
         traced_at = time.perf_counter()
         lowered = traced.lower()
         lowered_at = time.perf_counter()
@@ -134,8 +133,8 @@ def build(case: Case, seed: int = 0, ask_cache: bool = False) -> Program:
         persistent=_ask(traced) if ask_cache else "unasked",
         program=sha256(lowered.as_text().encode()).hexdigest()[:16],
     )
-    call = compiled if guards.on("aot") else jitted
-    return Program(case, call, args, plan, result, compiled, notes)
+    call = compiled if guards.on("aot") else jax.jit(_fresh(case.function), donate_argnums=plan.donated)
+    return Program(case, call, args, plan, result, traced, compiled, notes)
 
 
 def _fresh(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -229,7 +228,7 @@ def _size(compiled: Any) -> int | None:
 
 def _ask(traced: Any) -> str:
     """Whether the persistent cache has the program; writes it there if it has not."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         return "off"
     jax.clear_caches()
     with persistent_cache(True), guards.watch() as seen:

@@ -123,6 +123,7 @@ def _deep(function: Any, depth: int = 4) -> Iterator[tuple[str, Any]]:
         elif isinstance(value, (list, tuple)):
             inner = [(f"{name}[{i}]", v) for i, v in enumerate(value)]
         else:
-            inner = list(_variables(value)) if callable(value) and not isinstance(value, type) else []
+            code = isinstance(value, (FunctionType, MethodType, functools.partial)) or hasattr(value, "__wrapped__")
+            inner = [(f"{name}: {k}", v) for k, v in _variables(value)] if code else []
             inner += [(f"{name}.{k}", v) for k, v in getattr(value, "__dict__", {}).items()]
         queue += [(n, v, level + 1) for n, v in inner]

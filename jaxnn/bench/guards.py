@@ -91,7 +91,7 @@ def watch() -> Iterator[Events]:
     """Counts what jax traces, compiles and finds in its persistent cache, in any thread."""
     seen = Events()
 
-    def duration(event: str, seconds: float, **kwargs: Any) -> None:
+    def duration(event: str, duration_secs: float, **kwargs: Any) -> None:
         name = str(kwargs.get("fun_name", "?"))
         if event == _TRACE:
             seen.traces.append(name)

@@ -1,41 +1,20 @@
 """One program, everything about it: how long a call takes, what compiling took, what it holds."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 
-from jaxnn.bench import display, guards, statistics, timing
+from jaxnn.bench import display, guards, statistics, timing, work
 from jaxnn.bench.case import Case, Donate
 from jaxnn.bench.compilation import Compile, Program, build
 from jaxnn.bench.statistics import Interval, Outliers
 from jaxnn.bench.timing import Arm, Block
+from jaxnn.bench.work import Work
 from jaxnn.typing import Array
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of a compiled program on one device.
-
-    Attributes:
-        arguments: Its arguments.
-        outputs: Its outputs.
-        temporaries: What it needs in between.
-        aliased: Outputs that live in donated arguments.
-    """
-
-    arguments: int
-    outputs: int
-    temporaries: int
-    aliased: int
-
-    @property
-    def total(self) -> int:
-        """Arguments + outputs + temporaries - aliased."""
-        return self.arguments + self.outputs + self.temporaries - self.aliased
 
 
 @dataclass(frozen=True)
@@ -51,7 +30,7 @@ class Measurement:
         quantiles: 5, 25, 50, 75 and 95 % of single calls, wall seconds.
         outliers: Of single calls.
         compile: Trace, lower and compile seconds, executable size, retraces.
-        memory: Bytes of the program; None where the backend cannot tell.
+        work: FLOPs, bytes, memory, collectives.
         blocks: Raw samples.
         precise: The interval is as narrow as was asked for.
         drift: The second half differs from the first.
@@ -66,7 +45,7 @@ class Measurement:
     quantiles: tuple[float, ...]
     outliers: Outliers
     compile: Compile
-    memory: Memory | None
+    work: Work
     blocks: tuple[Block, ...]
     precise: bool
     drift: bool
@@ -88,17 +67,19 @@ class Measurement:
             second.append(f"executable {display.amount(self.compile.executable_bytes, 'B')}")
         if self.compile.persistent not in ("unasked", "off"):
             second.append(f"persistent cache {self.compile.persistent}")
-        if self.memory is not None:
-            second.append(f"mem {display.amount(self.memory.total, 'B')}")
         cpu, dispatch = display.digits(self.cpu_s * factor), display.digits(self.dispatch_s * factor)
         lines = [f"{self.name}   {times} | cpu {cpu} | dispatch {dispatch}", " " + "  ".join(second)]
+        if parts := self.work.lines():
+            lines.append(" " + "  ".join(parts))
         extra = list(self.notes)
         if self.outliers.total:
             calls = sum(len(block.calls_ns) for block in self.blocks)
             extra.append(f"outliers {self.outliers.total} of {calls} calls ({self.outliers.high_severe} severe)")
         if self.drift:
             extra.append("DRIFT: the second half differs from the first")
-        if not self.precise:
+        if not math.isfinite(self.interval.half):
+            extra.append("no interval: too few blocks, or the machine's speed wanders; raise max_seconds")
+        elif not self.precise:
             extra.append("interval wider than asked for")
         return "\n".join(lines + [f" {line}" for line in extra])
 
@@ -175,25 +156,9 @@ def summarise(program: Program, blocks: list[Block], interval: Interval, precise
         quantiles=tuple(float(q) for q in np.quantile(calls, [0.05, 0.25, 0.5, 0.75, 0.95])),
         outliers=statistics.outliers(calls),
         compile=program.compile,
-        memory=memory(program),
+        work=work.of(program.traced, program.compiled, work.meshes(program.args)),
         blocks=tuple(blocks),
         precise=precise,
         drift=statistics.drifts(wall),
         notes=tuple(notes),
-    )
-
-
-def memory(program: Program) -> Memory | None:
-    """Bytes of a program, from the compiler; None where the backend cannot tell."""
-    try:
-        found = program.compiled.memory_analysis()
-    except (NotImplementedError, jax.errors.JaxRuntimeError):
-        return None
-    if found is None:
-        return None
-    return Memory(
-        arguments=found.argument_size_in_bytes,
-        outputs=found.output_size_in_bytes,
-        temporaries=found.temp_size_in_bytes,
-        aliased=found.alias_size_in_bytes,
     )

@@ -4,9 +4,9 @@ The estimate of a comparison is the median over rounds of paired log-ratios. Its
 statistics by the sign test, whose count of rounds is first reduced by the autocorrelation of their signs; and a
 moving-block bootstrap. Nothing is assumed about the distribution, and nothing is dropped.
 
-Looking early. A verdict is sought after 9, 15, 24, ... rounds. Look j = 1, 2, ... uses level alpha / (j (j + 1)); these
-levels add up to alpha however many looks there are, so that by the union bound the chance that the interval of any look
-misses the truth is at most alpha. Several rows share alpha equally (Bonferroni).
+Looking early. A verdict is sought after 21, 33, 48, ... rounds. Look j = 1, 2, ... uses alpha / (j (j + 1)); these add
+up to alpha however many looks there are, so that by the union bound the chance that the interval of any look misses the
+truth is at most alpha. Several rows share alpha equally (Bonferroni).
 """
 
 import math
@@ -57,19 +57,21 @@ class Interval:
 def effective_size(x: np.ndarray) -> float:
     """How many independent rounds `x` [n] is worth for a median: n / (1 + 2 sum of its signs' autocorrelations).
 
-    Positive autocorrelations are summed up to the first that is not clear of noise; 1 <= result <= n.
+    The sum is the larger of two: over lags up to the first that is not clear of noise, and of a geometric decay from
+    the first lag, which needs less data. 1 <= result <= n.
     """
     n = len(x)
     signs = np.sign(x - np.median(x))
     variance = float(np.mean(signs * signs))
     if n < 8 or variance == 0:
         return float(n)
-    total = 0.0
+    total, noise = 0.0, 0.5 / math.sqrt(n)
     for lag in range(1, n // 3):
         rho = float(np.mean(signs[:-lag] * signs[lag:])) / variance
-        if rho < 0.5 / math.sqrt(n):
+        if rho < noise:
             break
-        total += rho
+        rho = min(0.95, rho + (1 + 3 * rho) / n)  # estimated about the sample's own median, it is that much too low
+        total = max(total + rho, rho / (1 - rho) if lag == 1 else 0.0)
     return max(1.0, n / (1 + 2 * total))
 
 
@@ -117,8 +119,8 @@ def spent(look: int, alpha: float) -> float:
 
 
 def look_sizes(multiple: int = 3) -> Iterator[int]:
-    """After how many rounds to look: from 9, half as many again each time, in whole Latin squares."""
-    n = 9
+    """After how many rounds to look: from 21, half as many again each time, in whole Latin squares."""
+    n = 21
     while True:
         yield math.ceil(n / multiple) * multiple
         n = math.ceil(n * 1.5)
@@ -182,8 +184,16 @@ def outliers(x: np.ndarray) -> Outliers:
 
 
 def drifts(x: np.ndarray, level: float = 0.999) -> bool:
-    """Whether the second half of `x` [n] has another median than the first: their intervals do not touch."""
+    """Whether the second half of `x` [n] has another median than the first: their intervals do not touch.
+
+    Each half's straight line is taken out before its interval, or a steady drift would pass for correlated noise.
+    """
     if len(x) < 24:
         return False
-    first, second = (median_interval(half, level) for half in np.array_split(x, 2))
+    intervals = []
+    for half in np.array_split(x, 2):
+        time = np.arange(len(half)) - (len(half) - 1) / 2
+        slope = float(np.dot(time, half) / np.dot(time, time))
+        intervals.append(median_interval(half - slope * time, level))
+    first, second = intervals
     return first.high < second.low or second.high < first.low

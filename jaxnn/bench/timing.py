@@ -111,7 +111,7 @@ def run_block(arm: Arm, round_number: int, position: int, number: int) -> Block:
     call, sync = program.call, guards.on("sync")
     supply = arm.arguments()
     args = supply[0]
-    done, returned = [], []
+    out, done, returned = None, [], []
     clock = time.perf_counter_ns
     with guards.watch() as seen, _no_transfers(program.case.name):
         if guards.on("rewarm"):
