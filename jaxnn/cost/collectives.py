@@ -20,8 +20,8 @@ KINDS = (
     "collective-broadcast",
 )
 _STARTS = {f"{kind}-start": kind for kind in KINDS}
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:,\s*device_ids=\(((?:[^()]|\([^()]*\))*)\))?\s*(\{[^}]*\})")
 _SKIP = frozenset((*KINDS, *_STARTS))
-_AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -126,31 +126,49 @@ def _replicas(instruction: hlo.Instruction, devices: int, meshes: Iterable[Any])
     if pairs:
         sends = _groups(pairs, devices)
         return _axes_of_pairs(sends, meshes), _cycle(sends)
-    text = instruction.attribute("replica_groups") or instruction.attribute("replica_group")
-    names, groups = _mesh_groups(text) if text.startswith("mesh[") else (None, _groups(text, devices))
-    return _axes_of_groups(groups, meshes) or names, len(groups[0])
+    if found := _MESH.search(instruction.attributes):
+        names, groups = _mesh_groups(*found.groups(default=""))
+        return _axes_of_groups(groups, meshes) or names, len(groups[0])
+    groups = _groups(instruction.attribute("replica_groups"), devices)
+    return _axes_of_groups(groups, meshes), len(groups[0])
 
 
-def _mesh_groups(text: str) -> tuple[tuple[str, ...] | None, list[tuple[int, ...]]]:
-    """(axes, groups) of `mesh['a'=2,'b'=4] {'b'}`; `'b':(2)2` is the part of b that is left after a factor of 2.
+def _mesh_groups(axes: str, order: str, chosen: str) -> tuple[tuple[str, ...] | None, list[tuple[int, ...]]]:
+    """(axes, groups) of `mesh['a'=2,'b'=4], device_ids=(order) {'b'}`.
 
-    Names that XLA made up (`axis_0`) and parts of axes give None.
+    `'b':(2)2` is a part of b: the factor of 2 after the first factor of 2. Names that XLA made up (`axis_0`) and parts
+    of axes give None.
     """
-    header, _, chosen = text.partition("]")
-    shape = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", header)}
+    shape = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", axes)}
+    picked: dict[str, list[tuple[int, int]]] = {}
+    for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", chosen):
+        picked.setdefault(name, []).append((int(before or 1), int(size or shape[name])))
     inside: list[int] = []
     sizes: list[int] = []
-    picked = {name: (int(before or 1), int(size or 0)) for name, before, size in _AXIS.findall(chosen)}
     for name, whole in shape.items():
-        before, size = picked.get(name, (1, 1))
-        size = size or whole
-        sizes += [before, size, whole // (before * size)]
-        inside += [len(sizes) - 2] * (name in picked)
-    ids = np.arange(math.prod(sizes)).reshape(sizes)
+        done = 1
+        for before, size in sorted(picked.get(name, [])):
+            sizes += [before // done, size]
+            inside.append(len(sizes) - 1)
+            done = before * size
+        sizes.append(whole // done)
+    ids = _tiled(order, math.prod(sizes)).reshape(sizes)
     outside = [i for i in range(len(sizes)) if i not in inside]
     rows = ids.transpose(*outside, *inside).reshape(-1, math.prod(sizes[i] for i in inside))
-    named = all(size == 0 and not re.fullmatch(r"axis_\d+", name) for name, (_, size) in picked.items())
+    whole_axes = all(parts == [(1, shape[name])] for name, parts in picked.items())
+    named = whole_axes and not any(re.fullmatch(r"axis_\d+", name) for name in picked)
     return tuple(n for n in shape if n in picked) if named else None, [tuple(int(i) for i in row) for row in rows]
+
+
+def _tiled(order: str, count: int) -> np.ndarray:
+    """The device numbers of a mesh in its own order: listed, or `[4,2]T(1,0)`, or "" for 0, 1, 2, ..."""
+    if not order:
+        return np.arange(count)
+    if found := re.fullmatch(r"(?:<=)?\[([\d,]+)\](?:T\(([\d,]+)\))?", order):
+        dims, permutation = ([int(n) for n in part.split(",")] if part else None for part in found.groups())
+        ids = np.arange(count).reshape(dims or ())
+        return (ids.transpose(permutation) if permutation else ids).reshape(-1)
+    return np.array([int(n) for n in order.split(",")])
 
 
 def _axes_of_groups(groups: list[tuple[int, ...]], meshes: Iterable[Any]) -> tuple[str, ...] | None:

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxnn import cost
 from jaxnn.cost import hlo
-from jaxnn.cost.collectives import iota
+from jaxnn.cost.collectives import _mesh_groups, iota
 
 
 @functools.cache
@@ -131,10 +131,10 @@ ENTRY %main (x: f32[4], y: bf16[16,2], z: f32[2,2]) -> f32[4] {
   %x = f32[4]{0} parameter(0)
   %y = bf16[16,2]{1,0} parameter(1)
   %z = f32[2,2]{1,0} parameter(2)
-  %both = (f32[4], f32[2,2]) all-reduce-start(f32[4]{0} %x, f32[2,2]{1,0} %z), replica_groups=[4,2]<=[2,4]T(1,0), metadata={op_name="jit(f)/psum"}
+  %both = (f32[4], f32[2,2]) all-reduce-start(f32[4] %x, f32[2,2] %z), replica_groups=[4,2]<=[2,4]T(1,0)
   %reduced = (f32[4]{0}, f32[2,2]{1,0}) all-reduce-done(%both)
   %r = f32[4]{0} get-tuple-element(%reduced), index=0
-  %gather = (f32[4]{0}, f32[16]{0}) all-gather-start(%r), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  %gather = (f32[4]{0}, f32[16]{0}) all-gather-start(%r), replica_groups={{0,1,2,3},{4,5,6,7}}, metadata={op_name="f"}
   %gathered = f32[16]{0} all-gather-done(%gather)
   %scatter = ((bf16[16,2]{1,0}), bf16[4,2]{1,0}) async-start(%y), calls=%wrapped
   %scattered = bf16[4,2]{1,0} async-done(%scatter), calls=%wrapped
@@ -159,7 +159,7 @@ def test_async_pairs_iota_groups_and_constant_compares():
     }
     # async-done names the wrapped computation again: it must not count twice.
     assert {name: (c.axes, c.count, c.trip, c.bytes, c.group) for name, c in found.items()} == expected
-    assert found["all-reduce2"].scope == "jit(f)/psum"
+    assert found["all-gather4"].scope == "f"
     without = {c.kind: c.axes for c in cost.collectives(TEXT)}
     assert set(without.values()) == {None}
 
@@ -175,6 +175,20 @@ def test_groups_by_mesh_axis_names():
     assert (gather.axes, gather.group, gather.bytes) == (("model",), 4, 64)
     (gather,) = (c for c in cost.collectives(part) if c.kind == "all-gather")
     assert (gather.axes, gather.group) == (None, 4)
+
+
+def test_a_mesh_in_the_text_may_order_its_devices():
+    for order, groups in [
+        ("", [(0, 1), (2, 3)]),
+        ("[2,2]T(1,0)", [(0, 2), (1, 3)]),
+        ("3,2,0,1", [(3, 2), (0, 1)]),
+    ]:
+        assert _mesh_groups("'x'=2,'y'=2", order, "{'y'}") == (("y",), groups)
+    assert _mesh_groups("'x'=8", "", "{'x':(1)2,'x':(4)2}") == (None, [(0, 1, 4, 5), (2, 3, 6, 7)])
+    assert _mesh_groups("'axis_0'=2,'axis_1'=2", "", "{'axis_0'}") == (None, [(0, 2), (1, 3)])
+    text = TEXT.replace("{{0,1,2,3},{4,5,6,7}}", "mesh['x'=2,'y'=4], device_ids=([4,2]T(1,0)) {'y'}")
+    (gather,) = (c for c in cost.collectives(text, mesh()) if c.kind == "all-gather")
+    assert (gather.axes, gather.group) == (("y",), 4)  # 0, 2, 4, 6: no axis of our mesh
 
 
 def test_a_start_that_steps_by_a_variable_is_unknown():
