@@ -63,12 +63,20 @@ def example_bits(key: Array, shape: tuple[int, ...]) -> Array:
         key: Typed key of the layer at this step.
         shape: Leading axis is the example axis.
 
+    Raises:
+        ValueError: If the example axis is not first, inside `examples`.
+
     Source:
         The finaliser is Appleby's MurmurHash3 (public domain); the two words come from threefry.
     """
     index = _examples.get()
-    if index is None or index.shape[0] != shape[0]:
+    if index is None:
         index = jnp.arange(shape[0])
+    elif index.shape[0] != shape[0]:
+        raise ValueError(
+            f"rng.example_bits: shape {shape} for a batch of {index.shape[0]} examples. Tried: the example axis first. "
+            f"Reshape to ({index.shape[0]}, ...) before drawing."
+        )
     words = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), (2,), jnp.uint32))(index)
     position = jnp.zeros(shape[1:], jnp.uint32)
     stride = 1

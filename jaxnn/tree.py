@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnn.typing import Array, PyTree
 
@@ -47,8 +48,13 @@ def describe(leaf: Any) -> str:
 
 def global_norm(tree: PyTree) -> Array:
     """The L2 norm over all leaves, accumulated in float32 (complex leaves by modulus)."""
-    squares = [jnp.sum(jnp.square(jnp.abs(x).astype(jnp.float32))) for x in jax.tree.leaves(tree)]
-    return jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
+
+    def square(x: Array) -> Array:
+        # A product of a vector with itself: several times faster on CPU than a sum of squares.
+        flat = x.astype(np.promote_types(x.dtype, np.float32)).reshape(-1)
+        return jnp.vdot(flat, flat).real.astype(jnp.float32)
+
+    return jnp.sqrt(sum(map(square, jax.tree.leaves(tree)), start=jnp.zeros((), jnp.float32)))
 
 
 def size(tree: PyTree) -> int:

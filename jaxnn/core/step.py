@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxnn import rng, tree
+from jaxnn import tree
 from jaxnn.core.state import State, abstract, check_same, complete, hyperparameters
 from jaxnn.core.task import Task
 from jaxnn.typing import Array, Batch, Loss, Mean, ModelState, Params, PyTree, Resident, Strategy, Sums
@@ -228,8 +228,3 @@ def make_chunk(step: Callable[..., Any], resident: Resident, sums: Sums, k_max: 
         return jax.lax.fori_loop(0, k, body, (state, report))
 
     return chunk
-
-
-def step_key(state: State) -> Array:
-    """The typed key of the data step that a state is about to take."""
-    return rng.step_key(state.key, state.data_step)

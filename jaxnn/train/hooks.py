@@ -106,6 +106,8 @@ class Hook:
     def name(self) -> str:
         return type(self).__name__
 
+    # Whether the loop ends a dispatch at the hook's steps. One that does not is asked only where a row is not finite.
+    cuts = True
     at_end = False  # whether `act` is also called at the end of a run that is not one of its steps
 
     def start(self, plan: Plan, state: State) -> None:
@@ -285,6 +287,7 @@ class StopOnNonFinite(Hook):
     """
 
     at_end = True
+    cuts = False
 
     def every(self, plan: Plan) -> int | None:
         return plan.log_every

@@ -74,6 +74,7 @@ class Session:
             self.checkpoints = folder.checkpoints(keep=save.keep, keep_best=direction)
         self._board = TensorBoard(folder.path / "tensorboard") if folder is not None and tensorboard else None
         self._saved: int | None = None
+        self._halt: int | None = None  # the step of a row that is not finite, until hooks have acted on it
         self._saved_at = self._timed_at = time.perf_counter()
         self._waited = self._saving_s = 0.0
         self._timed_step = self._first = 0
@@ -101,7 +102,9 @@ class Session:
         if rows:
             self._time(sums)
         for row in rows:
-            self.emit(row)
+            if self._halt is None:
+                self.emit(row)
+                self._halt = row["step"] if "nonfinite_step" in row else None
 
     def emit(self, row: dict[str, Any]) -> None:
         """A completed row: to the history, the files and the hooks."""
@@ -156,17 +159,23 @@ class Session:
             at = engine.data_step
             stops = [
                 at - at % n + n
-                for n in [*(n for _, n in periods if n), *([self.save.every] if self.save.every else [])]
+                for n in [
+                    *(n for hook, n in periods if n and hook.cuts),
+                    *([self.save.every] if self.save.every else []),
+                ]
             ]
             stops += [a for a, _ in self.skips if a > at]
             target = min([plan.steps, *stops])
-            engine.advance(target, lambda: signals.received is not None or self._save_is_due())
+            engine.advance(target, lambda: signals.received is not None or bool(self._halt) or self._save_is_due())
             engine_at = engine.data_step
             stop: str | None = None
-            if engine_at == target:
+            if engine_at == target or self._halt:
                 engine.drain()
-                due = [hook for hook, n in periods if n and engine_at % n == 0]
-                stop = self._act(due, final=False)
+                # Where a row is not finite the device may be ahead of it; what it did since does not count.
+                step = self._halt or engine_at
+                due = [hook for hook, n in periods if n and step % n == 0 and (hook.cuts or self._halt)]
+                stop = self._act(due, final=False, step=step)
+                self._halt = None
                 if engine.data_step < engine_at:  # rewound
                     continue
                 if self.save.every and engine_at % self.save.every == 0:
@@ -191,7 +200,7 @@ class Session:
         engine = self.engine
         engine.drain()
         self.checkpoint()
-        if self.windows.pending:
+        if self.windows.pending and self.finite:
             self.emit(self.windows.flush() | {"partial": True})
         if stopped is None:
             step = engine.data_step
@@ -219,12 +228,13 @@ class Session:
 
     # ---- actions
 
-    def _act(self, due: Sequence[Hook], *, final: bool) -> str | None:
+    def _act(self, due: Sequence[Hook], *, final: bool, step: int | None = None) -> str | None:
         engine = self.engine
+        step = engine.data_step if step is None else step
         save = False
         for hook in due:
             at = Moment(
-                step=engine.data_step,
+                step=step,
                 plan=self.plan,
                 state=engine.state,
                 values=dict(self.values),
@@ -238,7 +248,7 @@ class Session:
                 continue
             if isinstance(action, Stop):
                 self.journal("stop", hook=hook.name, reason=action.reason)
-                self.show(f"{hook.name}: stopping at step {engine.data_step}: {action.reason}")
+                self.show(f"{hook.name}: stopping at step {step}: {action.reason}")
                 return action.reason
             if isinstance(action, Save):
                 save = True  # once the others have acted: what they remember is in the checkpoint

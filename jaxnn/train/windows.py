@@ -51,12 +51,35 @@ class Windows:
         rows = []
         start = 0
         while start < count:
+            whole = 0 if self._sums or (first + start) % self.every else (count - start) // self.every
+            if whole > 1 and _first_bad(first, sums) is None:
+                rows += self._rows(first + start, whole, sums, start)
+                start += whole * self.every
+                continue
             stop = min(count, start + self.every - (first + start) % self.every)
             self._take(first + start, {name: Mean(m.sum[start:stop], m.weight[start:stop]) for name, m in sums.items()})
             self.step = first + stop
             start = stop
             if self.step % self.every == 0:
                 rows.append(self.flush())
+        return rows
+
+    def _rows(self, first: int, whole: int, sums: Mapping[str, Mean], start: int) -> list[dict[str, Any]]:
+        """The rows of `whole` windows at once: small programs complete hundreds a dispatch."""
+        self.step = first + whole * self.every
+        stop = start + whole * self.every
+        columns = {}
+        for name, mean in sums.items():
+            if not name.startswith(LEAVES):
+                parts = (np.asarray(part[start:stop], np.float64).reshape(whole, -1) for part in mean)
+                columns[name] = [np.cumsum(part, axis=1)[:, -1].tolist() for part in parts]
+        rows = []
+        for i in range(whole):
+            step = first + (i + 1) * self.every
+            row: dict[str, Any] = {"step": step, "epoch": round(step / self.epoch, 6)}
+            for name, (totals, weights) in columns.items():
+                row[name] = self.finish(name, Mean(totals[i], weights[i]))
+            rows.append(row)
         return rows
 
     def _take(self, first: int, sums: Mapping[str, Mean]) -> None:
