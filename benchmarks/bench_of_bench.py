@@ -1,4 +1,4 @@
-"""Whether `bench.compare` can be believed: a dial in one program injects a known slowdown, and the verdicts are counted.
+"""Whether `bench.compare` can be believed: a dial in one program injects known slowdowns, and verdicts are counted.
 
 python -m benchmarks.bench_of_bench --trials 8
 python -m benchmarks.bench_of_bench --trials 80 --conditions quiet hog --out trials.jsonl
