@@ -503,7 +503,7 @@ def test_it_is_refused_with_a_message_and_before_compiling(case, count_compiles)
 
 
 @pytest.fixture
-def trained(tmp_path):
+def trained(tmp_path, no_report):
     return fit(out=tmp_path / "run", config={"width": 3})
 
 
