@@ -12,6 +12,24 @@ from jaxnn.parallel.replicate import AXIS, Replicate, add_up
 from jaxnn.typing import Array, Batch, ModelState, Params, PyTree
 
 
+# Inside pmap the transpose of a psum is a psum, so that each device would get its own part of a gradient, times N: a
+# line search's loop then ends at another step on every device, and its all-reduce waits for ever.
+@jax.custom_vjp
+def _enter(params: Params) -> Params:
+    """`params`, whose cotangents are added over the devices."""
+    return params
+
+
+@jax.custom_vjp
+def _leave(values: PyTree) -> PyTree:
+    """`values` added over the devices; a cotangent goes back to each as it is."""
+    return jax.lax.psum(values, AXIS)
+
+
+_enter.defvjp(lambda params: (params, None), lambda _, cotangents: (jax.lax.psum(cotangents, AXIS),))
+_leave.defvjp(lambda values: (jax.lax.psum(values, AXIS), None), lambda _, cotangents: (cotangents,))
+
+
 @dataclasses.dataclass(frozen=True)
 class Pmap(Replicate):
     """`jax.pmap` over the whole chunk: every device runs the update too; gradients are added inside.
@@ -31,6 +49,11 @@ class Pmap(Replicate):
 
     def reduce(self, fn: Callable[..., Any], params: Params, model_state: ModelState, batch: Batch, key: Array) -> Any:
         return add_up(fn)(params, model_state, batch, key)
+
+    def add_values(
+        self, fn: Callable[..., Any], params: Params, model_state: ModelState, batch: Batch, key: Array
+    ) -> Any:
+        return _leave(fn(_enter(params), model_state, batch, key))
 
     def traceable(self, step: Callable[..., Any]) -> Callable[..., Any]:
         mapped = self._pmap(step, (None, 0), None)

@@ -45,6 +45,12 @@ class Single:
         """`fn(params, model_state, batch, key) -> (summed, state)`: `summed` added over devices, `state` made equal."""
         return fn(params, model_state, batch, key)
 
+    def add_values(
+        self, fn: Callable[..., Any], params: Params, model_state: ModelState, batch: Batch, key: Array
+    ) -> Any:
+        """`fn(params, model_state, batch, key) -> summed`, added over devices; differentiable by `params`."""
+        return self.reduce(lambda *arguments: (fn(*arguments), {}), params, model_state, batch, key)[0]
+
     def make_step(
         self, grad_fn: Callable[..., Any], update_fn: Callable[..., Any], value_fn: Callable[..., Any]
     ) -> Callable[..., Any]:
@@ -54,8 +60,8 @@ class Single:
             grads, sums, model_state = grad_fn(params, model_state, batch, key)
             return (grads, sums), model_state
 
-        def values(params: Params, model_state: ModelState, batch: Batch, key: Array) -> Any:
-            return value_fn(params, model_state, batch, key), {}
+        def objective(params: Params, model_state: ModelState, batch: Batch, key: Array) -> Any:
+            return value_fn(params, model_state, batch, key)["loss"]
 
         def step(state: Any, batch: Batch) -> tuple[Any, Sums]:
             key = rng.step_key(state.key, state.data_step)
@@ -64,7 +70,7 @@ class Single:
 
             def value(params: Params, aux: Sums | None = None) -> Array:
                 del aux  # line searches refuse an extra argument that the function does not take
-                loss = self.reduce(values, params, state.model_state, batch, key)[0]["loss"]
+                loss = self.add_values(objective, params, state.model_state, batch, key)
                 weight = loss.weight.astype(loss.sum.dtype)
                 return loss.sum / jax.numpy.maximum(weight, jax.numpy.finfo(weight.dtype).tiny)
 
@@ -88,8 +94,7 @@ class Single:
         """Jits `fn(params, model_state, batch, key) -> sums`, added over devices."""
 
         def total(params: Params, model_state: ModelState, batch: Batch, key: Array) -> Any:
-            wrapped = lambda *arguments: (fn(*arguments), {})  # noqa: E731
-            return self.reduce(wrapped, params, model_state, self.place_batch(batch), key)[0]
+            return self.add_values(fn, params, model_state, self.place_batch(batch), key)
 
         return jax.jit(total)
 
