@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from jaxnn import tree
@@ -244,7 +245,7 @@ def optimizer_accepts(where: str, tx: optax.GradientTransformation, params: Any)
     what = "initialised for"
     transform = optax.with_extra_args_support(tx)
     dtypes = [x.dtype for x in jax.tree.leaves(params) if jax.numpy.issubdtype(x.dtype, jax.numpy.floating)]
-    value = jax.ShapeDtypeStruct((), functools.reduce(jax.numpy.promote_types, dtypes, jax.numpy.dtype("float32")))
+    value = jax.ShapeDtypeStruct((), functools.reduce(np.promote_types, dtypes, np.dtype(np.float32)))
     try:
         state = jax.eval_shape(tx.init, params)
         what = "updated with gradients of"
