@@ -165,7 +165,7 @@ LINE_SEARCHES = {
 
 
 @pytest.mark.parametrize("search", LINE_SEARCHES)
-@pytest.mark.parametrize("name", ["single", "replicate"])
+@pytest.mark.parametrize("name", STRATEGIES)
 def test_line_searches_converge(name, search):
     """Least squares with ragged masks, of condition 100: plain SGD at a rate of 1 diverges, the searches do not."""
     strategy, tx = STRATEGIES[name](), LINE_SEARCHES[search]()

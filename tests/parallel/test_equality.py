@@ -136,6 +136,20 @@ def test_clipping_sees_the_global_norm(name):
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
+def test_value_fn_has_the_gradient_of_the_objective(name):
+    """What a line search follows, on every device: under pmap a plain psum would give each its own part."""
+
+    def update(updates, state, params=None, *, value_fn, **extra):
+        del updates, extra
+        return jax.tree.map(jnp.negative, jax.grad(value_fn)(params)), state
+
+    tx = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    penalty = lambda params: 0.3 * jnp.sum(jnp.square(params["head"]["kernel"]))  # noqa: E731
+    before, after = one_step(tx, STRATEGIES[name](), penalty)
+    np.testing.assert_allclose(before - after, gradient(before, 0.3), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
 def test_float64_is_float64_throughout(name):
     with jax.enable_x64(True):
         task = core.from_functions(
