@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -134,6 +135,19 @@ def test_custom_derivatives():
     assert cost.of(lambda x: jax.jvp(g, (x,), (x,)), X).products == 2 * DOT
 
 
+def test_other_wrappers_are_entered():
+    partitioned = custom_partitioning(lambda x: x @ x)
+    partitioned.def_partition(partition=lambda *a: None, sharding_rule="i j -> i j")
+    mapped = jax.custom_batching.custom_vmap(lambda x: x @ x)
+    mapped.def_vmap(lambda size, batched, x: (x @ x, True))
+    composite = lax.composite(lambda x: x @ x, "test.square")
+    for f in (partitioned, mapped, composite, jax.named_call(lambda x: x @ x, name="square")):
+        found = cost.of(f, X)
+        assert found.products == DOT
+        assert not found.flags
+        assert not found.unknown
+
+
 def test_vmap_multiplies():
     assert cost.of(jax.vmap(layer, (0, None)), jnp.ones((3, N, N)), X).products == 3 * DOT
     per_example = jax.vmap(jax.grad(lambda w, x: jnp.sum(layer(x, w) ** 2)), (None, 0))
@@ -192,6 +206,11 @@ def test_counted_while_loops_are_exact():
     assert not found.flags
     nested = cost.of(lambda x: lax.fori_loop(0, 3, lambda i, x: count_up(0, 4, 1, x), x), X)
     assert nested.products == 12 * DOT
+
+    def shrinking(x):  # the bound comes to meet the counter
+        return lax.while_loop(lambda c: c[0] < c[1], lambda c: (c[0] + 1, c[1] - 1, c[2] @ x), (0, 8, x))[2]
+
+    assert "unbounded" in cost.of(shrinking, X).flags[0]
     traced = cost.of(lambda n, x: lax.fori_loop(0, n, lambda i, x: x @ x, x), 9, X)
     assert traced.products == DOT
     assert len(traced.flags) == 1
