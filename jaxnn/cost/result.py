@@ -30,6 +30,7 @@ class Cost:
         bytes_by: Primitive -> its part of `bytes_upper`; sorts, gathers and copies are here with their traffic.
         unknown: Primitive without a rule -> executions. Their work is not in `flops`.
         flags: What the count leaves open: while loops without a bound, conditions, unknown containers.
+        meshes: Meshes of the manual regions and of the arguments; they name the axes of `collectives`.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Cost:
     bytes_by: dict[str, float]
     unknown: dict[str, float]
     flags: tuple[str, ...]
-    _meshes: tuple[Any, ...] = field(default=(), repr=False)
+    meshes: tuple[Any, ...] = field(default=(), repr=False)
     _compile: Callable[[], Any] | None = field(default=None, repr=False)
 
     @property
@@ -84,7 +85,7 @@ class Cost:
     @functools.cached_property
     def collectives(self) -> tuple[Collective, ...] | None:
         """What one device sends and receives."""
-        return None if self.hlo is None else collectives(self.hlo, self._meshes)
+        return None if self.hlo is None else collectives(self.hlo, self.meshes)
 
     def __str__(self) -> str:
         return "\n".join([f"cost of {self.name}", *(f"  {label:<12}{text}" for label, text in self._lines())])

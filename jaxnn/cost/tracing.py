@@ -47,7 +47,7 @@ def of(
         bytes_by=_by_primitive(tally, "bytes"),
         unknown=tally.unknown,
         flags=tuple(tally.flags),
-        _meshes=(*tally.meshes, *_meshes(args, kwargs)),
+        meshes=(*tally.meshes, *_meshes(args, kwargs)),
         _compile=None if compile is False else lambda: lower().compile(),
     )
     if compile:

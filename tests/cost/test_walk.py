@@ -243,6 +243,7 @@ def test_shard_map_counts_all_devices_and_one():
     found = cost.of(rows, X, X)
     assert found.flops == plain.flops
     assert found.flops_per_device == plain.flops / 8
+    assert [dict(m.shape) for m in found.meshes] == [{"data": 2, "model": 4}]
     replicated = jax.shard_map(by_rows, mesh=mesh(), in_specs=(P("data"), P()), out_specs=P("data"), check_vma=False)
     assert cost.of(replicated, X, X).flops == 4 * plain.flops  # each of four model devices repeats the work
     some = jax.shard_map(
