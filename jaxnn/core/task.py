@@ -254,7 +254,9 @@ def from_nnx(
                 f"train.from_nnx: make(rngs) gave {type(module).__name__}, not an nnx.Module. Return the module."
             )
         graph, params, streams, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)
-        holder.append((graph, params, streams, rest))
+        # Shapes only: the arrays belong to the trace, and kept past its end they would be leaked tracers.
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (params, streams, rest))
+        holder.append((graph, *shapes))
         return nnx.to_pure_dict(params), nnx.to_pure_dict(rest), nnx.to_pure_dict(streams)
 
     holder: list[tuple[Any, ...]] = []
