@@ -226,6 +226,13 @@ def test_from_nnx_drops_out_by_key_and_counts_no_stream_in_its_state():
     np.testing.assert_array_equal(one, other)
 
 
+def test_from_nnx_leaks_no_tracer():
+    with jax.checking_leaks():
+        task = core.from_nnx(Net, losses.mse)
+        params, state = jax.jit(task.init)(KEY, BATCH)
+        jax.block_until_ready(jax.jit(lambda p: task.loss(p, state, BATCH, KEY, True).total)(params))
+
+
 def test_from_functions_hands_on_key_and_train():
     def apply(w, x, key, train):
         noise = jax.random.normal(key, (3, 2)) if train else 0.0
