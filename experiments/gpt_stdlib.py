@@ -27,7 +27,7 @@ class Config:
     """A byte-level GPT on the sources of Python's standard library."""
 
     size: Literal["tiny", "small", "gpt2"] = "small"  # architecture
-    steps: int = 1600  # updates
+    steps: int = 4000  # updates
     batch: int = 8  # global windows a step
     lr: float = 0.02  # peak rate of Muon, for matrices
     adam_lr: float = 3e-3  # peak rate of Adam, for everything else
@@ -81,7 +81,7 @@ def optimizer(cfg: Config) -> optax.GradientTransformation:
     warmup = min(cfg.warmup, cfg.steps // 2)
     schedule = optax.schedules.join_schedules(
         [
-            optax.schedules.linear_schedule(0, cfg.lr, warmup),
+            optax.schedules.linear_schedule(cfg.lr / (warmup + 1), cfg.lr, warmup),
             optax.schedules.linear_schedule(cfg.lr, 0.03 * cfg.lr, cfg.steps - warmup),
         ],
         [warmup],

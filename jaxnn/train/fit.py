@@ -93,6 +93,8 @@ def fit(
     """
     where = "train.fit"
     log = Log() if log is None else log
+    if save is not None and out is None:
+        raise ValueError(f"{where}: save= has nowhere to write. Pass out=, the run's folder.")
     save = Checkpointing() if save is None else save
     dispatch = Dispatch() if dispatch is None else dispatch
     checks.is_task(where, task)

@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a live line on a terminal and in notebooks, plain lines in a log."""
 
+import importlib
 import math
 import sys
 import time
@@ -11,6 +12,7 @@ from jaxnn.train.hooks import Hook, Plan
 FIRST = ("loss", "val_loss", "accuracy", "val_accuracy", "bits_per_byte", "val_bits_per_byte", "learning_rate")
 HIDDEN = ("step", "epoch", "grad_norm", "nonfinite_step", "nonfinite_name", "partial")
 LINE_S = 10.0  # between plain lines
+LIVE_S = 0.1  # between updates of a live line
 
 
 def seconds(value: float) -> str:
@@ -31,6 +33,26 @@ def values_text(row: Mapping[str, Any]) -> str:
     return "  ".join(f"{name} {shown[name]:.4g}" for name in names)
 
 
+class _Notebook:
+    """One line in a notebook's cell that is rewritten in place; needs nothing but IPython."""
+
+    def __init__(self) -> None:
+        self._display = importlib.import_module("IPython.display").display
+        self._handle: Any = None
+
+    def update(self, text: str, *, refresh: bool) -> None:
+        """Shows `text`."""
+        del refresh  # rich's Live has it
+        content = {"text/plain": text}
+        if self._handle is None:
+            self._handle = self._display(content, raw=True, display_id=True)
+        else:
+            self._handle.update(content, raw=True)
+
+    def stop(self) -> None:
+        """Leaves the last line where it is."""
+
+
 class Progress(Hook):
     """Shows steps, values, speed, the share of time spent waiting for data, and the time that is left."""
 
@@ -48,7 +70,9 @@ class Progress(Hook):
         from rich.console import Console
 
         self._console = Console(soft_wrap=True)
-        if self._console.is_terminal or self._console.is_jupyter:
+        if self._console.is_jupyter:
+            self._live = _Notebook()
+        elif self._console.is_terminal:
             from rich.live import Live
 
             self._live = Live(console=self._console, auto_refresh=False, transient=False)
@@ -56,7 +80,7 @@ class Progress(Hook):
 
     def show(self, text: str) -> None:
         """Prints above the display."""
-        if self._live is not None:
+        if self._live is not None and not isinstance(self._live, _Notebook):
             self._live.console.print(text, markup=False, highlight=False)
         else:
             print(text, file=sys.stdout, flush=True)
@@ -82,7 +106,9 @@ class Progress(Hook):
         now = time.perf_counter()
         last = self._plan is not None and row["step"] >= self._plan.steps
         if self._live is not None:
-            self._live.update(self._line(), refresh=True)
+            if now - self._printed >= LIVE_S or last:
+                self._printed = now
+                self._live.update(self._line(), refresh=True)
         elif any(name.startswith("val_") for name in row):
             print(f"step {row['step']:,} | {values_text(row)}", flush=True)
         elif now - self._printed >= LINE_S or last:
@@ -109,5 +135,7 @@ class Progress(Hook):
 
     def finish(self) -> None:
         if self._live is not None:
+            if self._row:
+                self._live.update(self._line(), refresh=True)
             self._live.stop()
             self._live = None

@@ -1,5 +1,6 @@
 """The loop between two points of a run: advance, deliver rows, let hooks act, save, and end in good order."""
 
+import functools
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -239,7 +240,7 @@ class Session:
                 state=engine.state,
                 values=dict(self.values),
                 final=final or engine.data_step == self.plan.steps,
-                report=self._report,
+                report=functools.partial(self._report, step),
                 journal=self.journal,
                 show=self.show,
             )
@@ -266,8 +267,7 @@ class Session:
             self.checkpoint()
         return None
 
-    def _report(self, values: Mapping[str, Any]) -> None:
-        step = self.engine.data_step
+    def _report(self, step: int, values: Mapping[str, Any]) -> None:
         scalars = {name: value for name, value in values.items() if np.ndim(value) == 0}
         self.emit({"step": step, "epoch": round(step / self.plan.epoch, 6)} | scalars)
 
