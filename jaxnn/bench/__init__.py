@@ -17,19 +17,47 @@ if TYPE_CHECKING:
     from jaxnn.bench.case import Case as Case
     from jaxnn.bench.comparison import Comparison as Comparison
     from jaxnn.bench.comparison import compare as compare
+    from jaxnn.bench.exporting import export as export
     from jaxnn.bench.guards import BenchError as BenchError
+    from jaxnn.bench.measurement import Failure as Failure
     from jaxnn.bench.measurement import Measurement as Measurement
     from jaxnn.bench.measurement import measure as measure
+    from jaxnn.bench.measurement import measure_all as measure_all
+    from jaxnn.bench.probes import Peaks as Peaks
+    from jaxnn.bench.probes import peaks as peaks
+    from jaxnn.bench.replaying import record as record
+    from jaxnn.bench.replaying import replay as replay
+    from jaxnn.bench.roofline import Roofline as Roofline
+    from jaxnn.bench.schema import Results as Results
+    from jaxnn.bench.schema import load as load
+    from jaxnn.bench.schema import save as save
     from jaxnn.bench.statistics import Interval as Interval
+    from jaxnn.bench.sweeping import Fit as Fit
+    from jaxnn.bench.sweeping import Sweep as Sweep
+    from jaxnn.bench.sweeping import sweep as sweep
 
 _HOMES = {
     "BenchError": "guards",
     "Case": "case",
     "Comparison": "comparison",
+    "Failure": "measurement",
+    "Fit": "sweeping",
     "Interval": "statistics",
     "Measurement": "measurement",
+    "Peaks": "probes",
+    "Results": "schema",
+    "Roofline": "roofline",
+    "Sweep": "sweeping",
     "compare": "comparison",
+    "export": "exporting",
+    "load": "schema",
     "measure": "measurement",
+    "measure_all": "measurement",
+    "peaks": "probes",
+    "record": "replaying",
+    "replay": "replaying",
+    "save": "schema",
+    "sweep": "sweeping",
 }
 __all__ = sorted(_HOMES)
 

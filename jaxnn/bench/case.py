@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jaxnn import rng, tree
 from jaxnn.bench import guards
@@ -124,6 +123,6 @@ def _check_threaded(name: str, what: str, argument: Any, output: Any, index: int
 
 
 def copies(args: tuple, numbers: tuple[int, ...]) -> tuple:
-    """`args` with those of these numbers copied into new buffers, ready."""
-    fresh = tuple(jax.tree.map(jnp.copy, a) if i in numbers else a for i, a in enumerate(args))
+    """`args` with those of these numbers copied into new buffers, ready. Compiles nothing."""
+    fresh = tuple(jax.device_put(a, may_alias=False) if i in numbers else a for i, a in enumerate(args))
     return jax.block_until_ready(fresh)

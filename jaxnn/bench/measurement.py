@@ -3,14 +3,16 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from jaxnn.bench import display, guards, statistics, timing, work
+from jaxnn.bench import display, guards, probes, roofline, statistics, timing, work
 from jaxnn.bench.case import Case, Donate
 from jaxnn.bench.compilation import Compile, Program, build
+from jaxnn.bench.roofline import Roofline
 from jaxnn.bench.statistics import Interval, Outliers
 from jaxnn.bench.timing import Arm, Block
 from jaxnn.bench.work import Work
@@ -35,6 +37,7 @@ class Measurement:
         precise: The interval is as narrow as was asked for.
         drift: The second half differs from the first.
         notes: What a reader should know.
+        roofline: Its shares of the machine's peaks, where they were asked for.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Measurement:
     precise: bool
     drift: bool
     notes: tuple[str, ...] = ()
+    roofline: Roofline | None = None
 
     def __str__(self) -> str:
         return self.text()
@@ -71,6 +75,8 @@ class Measurement:
         lines = [f"{self.name}   {times} | cpu {cpu} | dispatch {dispatch}", " " + "  ".join(second)]
         if parts := self.work.lines():
             lines.append(" " + "  ".join(parts))
+        if self.roofline is not None:
+            lines.append(f" {self.roofline}")
         extra = list(self.notes)
         if self.outliers.total:
             calls = sum(len(block.calls_ns) for block in self.blocks)
@@ -95,6 +101,7 @@ def measure(
     level: float = 0.95,
     seed: int = 0,
     ask_cache: bool = False,
+    peaks: bool = False,
     block_s: float = timing.BLOCK_S,
 ) -> Measurement:
     """Measures one program: compile time from cold caches, then the time of a call until its interval is narrow.
@@ -109,6 +116,7 @@ def measure(
         level: Of the interval.
         seed: Of the arguments' key and of the order of slots.
         ask_cache: Also find out whether jax's persistent cache has the program.
+        peaks: Also run probes of the machine's peaks in turns with the step, and say which limit it runs against.
         block_s: Length of a timed block, seconds.
 
     Raises:
@@ -117,29 +125,46 @@ def measure(
     """
     program = build(Case(name, step, args, donate), seed, ask_cache)
     rng = np.random.default_rng(seed)
-    arm = Arm(name, program, rng)
-    blocks: list[Block] = []
+    arms = [Arm(name, program, rng)]
+    probed = []
+    if peaks:
+        dtype = work.of(program.traced, program.compiled).dtype or "float32"
+        probed = [probes.product(dtype), probes.copy()]
+        arms += [Arm(probe.case.name, build(probe.case), rng) for probe in probed]
+    rounds: list[list[Block]] = []
     with guards.frozen_gc(), display.live(name) as show:
-        timing.warm([arm], block_s)
-        start, look, sizes = time.perf_counter(), 0, statistics.look_sizes(1)
+        timing.warm(arms, block_s)
+        start, look, sizes = time.perf_counter(), 0, statistics.look_sizes(len(arms))
         due, precise = next(sizes), False
-        for (block,) in timing.rounds([arm], rng):
-            blocks.append(block)
+        for blocks in timing.rounds(arms, rng):
+            rounds.append(blocks)
             final = time.perf_counter() - start > max_seconds
-            if len(blocks) < due and not final:
+            if len(rounds) < due and not final:
                 continue
             due, look = next(sizes), look + 1
-            x = np.array([b.seconds("wall") for b in blocks])
-            median = float(np.median(x))
-            interval = statistics.median_interval(x, 1 - statistics.spent(look, 1 - level), seed)
+            x = timing.seconds(rounds, "wall")
+            median = float(np.median(x[0]))
+            interval = statistics.median_interval(x[0], 1 - statistics.spent(look, 1 - level), seed)
             precise = interval.half <= precision * median
-            show(f"{display.duration_interval(median, interval)}  {len(blocks)} blocks")
+            show(f"{display.duration_interval(median, interval)}  {len(rounds)} blocks")
             if precise or final:
                 break
-    return summarise(program, blocks, dataclasses.replace(interval, level=level), precise)
+    interval = dataclasses.replace(interval, level=level)
+    if not probed:
+        return summarise(name, program, [row[0] for row in rounds], interval, precise)
+    done = work.of(program.traced, program.compiled)
+    found = roofline.attribute(name, done, x[0], (probed[0], x[1]), (probed[1], x[2]))
+    return summarise(name, program, [row[0] for row in rounds], interval, precise, found)
 
 
-def summarise(program: Program, blocks: list[Block], interval: Interval, precise: bool) -> Measurement:
+def summarise(
+    name: str,
+    program: Program,
+    blocks: list[Block],
+    interval: Interval,
+    precise: bool,
+    roofline: Roofline | None = None,
+) -> Measurement:
     """A `Measurement` from one arm's raw blocks."""
     wall = np.array([block.seconds("wall") for block in blocks])
     calls = np.concatenate([block.calls_ns for block in blocks]) * 1e-9
@@ -148,7 +173,7 @@ def summarise(program: Program, blocks: list[Block], interval: Interval, precise
     if any(block.major_faults for block in blocks):
         notes.append(f"{sum(block.major_faults for block in blocks)} page faults read from disk")
     return Measurement(
-        name=program.case.name,
+        name=name,
         median_s=float(np.median(wall)),
         interval=interval,
         cpu_s=float(np.median([block.seconds("cpu") for block in blocks])),
@@ -161,4 +186,39 @@ def summarise(program: Program, blocks: list[Block], interval: Interval, precise
         precise=precise,
         drift=statistics.drifts(wall),
         notes=tuple(notes),
+        roofline=roofline,
     )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A case that could not be measured.
+
+    Attributes:
+        name: The case's name.
+        error: The exception's type.
+        message: Its message.
+    """
+
+    name: str
+    error: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.name}   FAILED {self.error}: {self.message}"
+
+
+def measure_all(cases: Iterable[Case], **options: Any) -> list[Measurement | Failure]:
+    """`measure` for each case; one that fails is reported in its place, and the others go on.
+
+    Args:
+        cases: What to measure.
+        **options: As for `measure`.
+    """
+    found: list[Measurement | Failure] = []
+    for case in cases:
+        try:
+            found.append(measure(case.name, case.function, args=case.args, donate=case.donate, **options))
+        except Exception as error:  # whatever tracing a stranger's function raises
+            found.append(Failure(case.name, type(error).__name__, str(error)))
+    return found
