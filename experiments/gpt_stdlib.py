@@ -86,7 +86,7 @@ def optimizer(cfg: Config) -> optax.GradientTransformation:
         ],
         [warmup],
     )
-    groups = {
+    groups: dict[Any, optax.GradientTransformation] = {
         "muon": muon(),
         "adam": optax.chain(optax.scale_by_adam(b2=0.95), optax.scale(cfg.adam_lr / cfg.lr)),
     }

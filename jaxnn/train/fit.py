@@ -93,9 +93,7 @@ def fit(
     """
     where = "train.fit"
     log = Log() if log is None else log
-    if save is not None and out is None:
-        raise ValueError(f"{where}: save= has nowhere to write. Pass out=, the run's folder.")
-    save = Checkpointing() if save is None else save
+    saves, save = save is not None, Checkpointing() if save is None else save
     dispatch = Dispatch() if dispatch is None else dispatch
     checks.is_task(where, task)
     checks.is_optimizer(where, tx)
@@ -108,6 +106,8 @@ def fit(
     total = checks.duration(where, steps, epochs, epoch)
     checks.is_seed(where, seed)
     checks.settings(where, log, save, dispatch, hooks, out, resume, validation is not None, validate_every)
+    if saves and out is None:
+        raise ValueError(f"{where}: save= has nowhere to write. Pass out=, the run's folder.")
     ids = engine.order_ids(seed, n, size)
     batch = host_batch(source, ids(0, 1)[0])
     variables = checks.init_shapes(where, task, batch)

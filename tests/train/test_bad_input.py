@@ -439,6 +439,11 @@ CASES = {
         ValueError,
         r"train\.fit: save\.keep must be at least 1, got 0",
     ),
+    "checkpoints without a folder": (
+        lambda: fit(save=train.Checkpointing(every=5)),
+        ValueError,
+        r"train\.fit: save= has nowhere to write\. Pass out=",
+    ),
     "no minutes": (
         lambda: fit(save=train.Checkpointing(minutes=0)),
         ValueError,
