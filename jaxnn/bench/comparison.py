@@ -267,7 +267,7 @@ def judge(
             verdict, reason = "inconclusive", "the control differs from the base: the machine is not steady"
         elif verdict == "ok" and clock == "cpu" and found["wall"][1].low > np.log1p(tolerance):
             verdict, reason = "inconclusive", "slower by the wall clock, not in CPU time"
-        elif verdict == "ok" and drift:
+        elif drift and verdict in ("ok", "inconclusive"):
             verdict, reason = "inconclusive", "the ratio drifts"
         both = {
             c: Estimate(float(np.exp(e)), dataclasses.replace(i, level=1 - alpha).exp()) for c, (e, i) in found.items()

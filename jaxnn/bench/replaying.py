@@ -15,8 +15,7 @@ from typing import Any
 import jax
 from jax import export
 
-from jaxnn import tree
-from jaxnn.bench import guards, timing
+from jaxnn.bench import guards
 from jaxnn.bench.case import Case
 from jaxnn.bench.comparison import Comparison, compare
 from jaxnn.bench.compilation import build
@@ -118,13 +117,13 @@ def replay(
     name, old = stored(path)
     new = _exported(case, seed)
     before, after = (jax.tree.unflatten(program.in_tree, program.in_avals)[0] for program in (old, new))
-    lines = list(tree.differences(before, after))
+    lines = guards.differences(before, after)
     if lines:
         raise guards.BenchError(
             f"bench.replay: {case.name} takes other arguments than {name} did when it was kept: {'; '.join(lines[:3])} "
-            "(kept against now). Record it again."
+            "(kept, then now). Record it again."
         )
     both: dict[str, Callable | Case] = {
         side: Case(side, program.call, case.args, case.donate) for side, program in (("base", old), ("head", new))
     }
-    return compare(both, tolerance=tolerance, max_seconds=max_seconds, seed=seed, block_s=timing.BLOCK_S, **options)
+    return compare(both, tolerance=tolerance, max_seconds=max_seconds, seed=seed, **options)
