@@ -19,10 +19,7 @@ def times(rng, ratios, rounds=120, wall=0.02, cpu=0.02, share=1.0):
     busy = np.exp(0.3 * np.abs(rng.standard_normal(rounds)))  # of the whole round: pairs cancel it
     shape = (len(ratios), rounds)
     found = {"wall": steps * busy * np.exp(wall * rng.standard_normal(shape))}
-    found["cpu"] = (
-        share * steps * np.exp(cpu * rng.standard_normal(shape)) * (found["wall"] / found["wall"] if cpu else 1)
-    )
-    found["wall"] = np.maximum(found["wall"], found["cpu"] if share == 1.0 else 0)
+    found["cpu"] = share * steps * np.exp(cpu * rng.standard_normal(shape))
     return found
 
 

@@ -77,7 +77,7 @@ def test_more_than_the_peak_is_an_error_unless_it_is_noise():
     copy = probes.Probe(probes.copy(64).case, 1e12, "B"), np.full(60, 1e-3)
     sharp, wide = (1e-3 * np.exp(s * rng.standard_normal(60)) for s in (0.01, 1.0))
     product = probes.Probe(probes.product("float32").case, 1e9, "FLOP")
-    with pytest.raises(BenchError, match="120% .* of the measured peak of FLOPs, which cannot be"):
+    with pytest.raises(BenchError, match=r"120% .* of the measured peak of FLOPs, which cannot be"):
         roofline.attribute("step", work(1.2e9, 1), sharp, (product, np.full(60, 1e-3)), copy)
     roofline.attribute("step", work(1.2e9, 1), wide, (product, np.full(60, 1e-3)), copy)
 
