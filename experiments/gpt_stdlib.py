@@ -27,7 +27,7 @@ class Config:
     """A byte-level GPT on the sources of Python's standard library."""
 
     size: Literal["tiny", "small", "gpt2"] = "small"  # architecture
-    steps: int = 4000  # updates
+    steps: int = 4800  # updates
     batch: int = 8  # global windows a step
     lr: float = 0.02  # peak rate of Muon, for matrices
     adam_lr: float = 3e-3  # peak rate of Adam, for everything else

@@ -158,7 +158,7 @@ def make_train_step(
         batch = complete(batch)
         if not checked:
             check_divides(batch["mask"].shape[0], strategy, "make_train_step")
-            check_step(step, state, batch, strategy)
+            check_step(trace_step(step, state, batch, strategy), state)
             checked.append(True)
         return compiled(state, strategy.put_batch(batch))
 
@@ -180,9 +180,18 @@ def check_divides(batch_size: int, strategy: Strategy, where: str) -> None:
         )
 
 
-def check_step(step: Callable[..., Any], state: State, batch: Batch, strategy: Strategy) -> Sums:
-    """Traces the step on shapes and checks that it keeps the state; gives the shapes of the sums. Compiles nothing."""
-    out_state, sums = jax.eval_shape(strategy.traceable(step), abstract(state), abstract(batch))
+def trace_step(step: Callable[..., Any], state: State, batch: Batch, strategy: Strategy) -> Any:
+    """The step traced on global shapes, a `jax.stages.Traced`. Compiles nothing."""
+    return jax.jit(strategy.traceable(step)).trace(abstract(state), abstract(batch))
+
+
+def check_step(traced: Any, state: State) -> Sums:
+    """Checks that a traced step keeps the state; gives the shapes of the sums.
+
+    Raises:
+        TypeError: If it changes the state's structure, shapes or dtypes; names the leaves.
+    """
+    out_state, sums = traced.out_info
     check_same(abstract(state), out_state, "train step")
     return sums
 

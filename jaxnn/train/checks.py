@@ -14,7 +14,7 @@ import optax
 from jaxnn import tree
 from jaxnn.core import State, Task
 from jaxnn.core.state import abstract
-from jaxnn.core.step import check_step
+from jaxnn.core.step import check_step, trace_step
 from jaxnn.train.hooks import Hook, Plan
 from jaxnn.train.run import Checkpointing, Dispatch, Log
 from jaxnn.typing import Batch, Strategy
@@ -196,15 +196,16 @@ def loss_shapes(where: str, task: Task, variables: Any, batch: Batch) -> list[st
     return ["loss", *loss.sums]
 
 
-def step_sums(where: str, step: Any, state: State, batch: Batch, strategy: Strategy) -> Any:
-    """Traces the whole step on shapes; the shapes of the sums that it reports.
+def traced_step(where: str, step: Any, state: State, batch: Batch, strategy: Strategy) -> tuple[Any, Any]:
+    """Traces the whole step on shapes; the trace, and the shapes of the sums that it reports.
 
     Raises:
         TypeError: If the step changes the state's shapes or dtypes.
         ValueError: If it cannot be traced.
     """
     try:
-        return check_step(step, state, batch, strategy)
+        traced = trace_step(step, state, batch, strategy)
+        return traced, check_step(traced, state)
     except Exception as error:  # whatever model, loss or optimizer raise; told in one line
         if _ours(error) and isinstance(error, TypeError | ValueError):
             raise

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxnn import parallel
+from jaxnn import cost, parallel
 from jaxnn.core import State, Task, init_state
 from jaxnn.core.state import abstract
 from jaxnn.core.step import dispatch_steps, make_step
@@ -145,7 +145,7 @@ def fit(
 
     step = engine.scalars(make_step(task, tx, strategy, debug=debug))
     shapes = _state_shapes(task, tx, variables)
-    sums = checks.step_sums(where, step, shapes, batch, strategy)
+    traced, sums = checks.traced_step(where, step, shapes, batch, strategy)
     k_max = (dispatch.most or recorded.get("k_max") or dispatch_steps(size, sums)) if resident is not None else 1
     facts = {
         "steps": steps,
@@ -177,7 +177,8 @@ def fit(
         folder = RunFolder.create(out, full)
 
     progress = Progress() if log.progress else None
-    session = Session(plan, strategy, task.finish, every_hook, folder, save, progress, log.tensorboard, shapes)
+    flops = cost.of(traced, compile=False).flops
+    session = Session(plan, strategy, task.finish, every_hook, folder, save, progress, log.tensorboard, shapes, flops)
     stopped: str | None = None
     try:
         if resume:

@@ -15,10 +15,11 @@ from jaxnn.core import State
 from jaxnn.core.state import abstract, strong
 from jaxnn.runs import Checkpoints, RunFolder, TensorBoard
 from jaxnn.train.engine import Engine
-from jaxnn.train.hooks import Continue, Hook, Moment, Plan, Replace, Rewind, Save, Stop
+from jaxnn.train.hooks import Continue, Hook, Moment, Plan, Replace, Rewind, Save, Stop, lower_is_better
 from jaxnn.train.progress import Progress
 from jaxnn.train.run import Checkpointing
 from jaxnn.train.signals import Signals
+from jaxnn.train.speed import Speed
 from jaxnn.train.windows import Windows
 from jaxnn.typing import Mean, Strategy
 
@@ -42,6 +43,7 @@ class Session:
         progress: The display, or None.
         tensorboard: Whether to write TensorBoard files.
         like: Shapes and dtypes of the state.
+        flops: Floating-point operations of a step.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Session:
         progress: Progress | None,
         tensorboard: bool,
         like: State,
+        flops: float,
     ):
         self.plan, self.strategy, self.folder, self.save, self.progress = plan, strategy, folder, save, progress
         self.hooks = list(hooks)
@@ -69,16 +72,14 @@ class Session:
         if folder is not None:
             direction = None
             if save.best:
-                from jaxnn.train.hooks import lower_is_better
-
                 direction = "min" if lower_is_better(save.best) else "max"
             self.checkpoints = folder.checkpoints(keep=save.keep, keep_best=direction)
         self._board = TensorBoard(folder.path / "tensorboard") if folder is not None and tensorboard else None
         self._saved: int | None = None
         self._halt: int | None = None  # the step of a row that is not finite, until hooks have acted on it
-        self._saved_at = self._timed_at = time.perf_counter()
-        self._waited = self._saving_s = 0.0
-        self._timed_step = self._first = 0
+        self._saved_at = time.perf_counter()
+        self.speed = Speed(plan, flops)
+        self._first = 0
 
     @property
     def engine(self) -> Engine:
@@ -123,25 +124,7 @@ class Session:
             self.progress.row(row)
 
     def _time(self, sums: Mapping[str, Mean]) -> None:
-        """The speed since the last row, at the row that `sums` completed."""
-        now = time.perf_counter()
-        took, self._timed_at = max(now - self._timed_at, 1e-9), now
-        step = self.windows.step
-        steps, self._timed_step = max(1, step - self._timed_step), step
-        waited, self._waited = self.engine.wait_s - self._waited, self.engine.wait_s
-        rate = steps / took
-        row = {
-            "step": step,
-            "steps_per_s": rate,
-            "examples_per_s": rate * self.plan.batch_size,
-            "wait_share": min(1.0, waited / took),
-            "save_share": min(1.0, self._saving_s / took),
-            "left_s": (self.plan.steps - step) / rate,
-        }
-        self._saving_s = 0.0
-        per_step = float(np.mean(sums["loss"].weight))
-        if per_step > 1.5 * self.plan.batch_size:  # the loss counts tokens, or other parts of an example
-            row["tokens_per_s"] = rate * per_step
+        row = self.speed.row(self.windows.step, self.engine.wait_s, sums["loss"])
         if self.folder is not None:
             self.folder.timing.append(row)
         if self.progress is not None:
@@ -153,8 +136,9 @@ class Session:
         """Runs to the plan's end, a hook's stop or a signal; gives why it stopped early."""
         engine, plan = self.engine, self.plan
         periods = [(hook, hook.every(plan)) for hook in self.hooks]
-        self._timed_step = self._first = engine.data_step
-        self._timed_at = self._saved_at = time.perf_counter()
+        self._first = engine.data_step
+        self._saved_at = time.perf_counter()
+        self.speed.restart(engine.data_step)
         while engine.data_step < plan.steps:
             self._jump()
             at = engine.data_step
@@ -175,7 +159,8 @@ class Session:
                 # Where a row is not finite the device may be ahead of it; what it did since does not count.
                 step = self._halt or engine_at
                 due = [hook for hook, n in periods if n and step % n == 0 and (hook.cuts or self._halt)]
-                stop = self._act(due, final=False, step=step)
+                with self.speed.aside():
+                    stop = self._act(due, final=False, step=step)
                 self._halt = None
                 if engine.data_step < engine_at:  # rewound
                     continue
@@ -215,6 +200,7 @@ class Session:
     def close(self) -> None:
         """Releases threads, files and the display; waits for a save in flight."""
         try:
+            self.speed.close()
             if self._driver is not None:
                 self._driver.close()
             for hook in self.hooks:
@@ -302,7 +288,7 @@ class Session:
         if action.skip is not None:
             self.skips.append((int(action.skip[0]), int(action.skip[1])))
         engine.move(*self.restore(max(good), hooks=False))
-        self._timed_step, self._timed_at = engine.data_step, time.perf_counter()
+        self.speed.restart(engine.data_step)
         self.journal("rewind", hook=hook.name, came_from=came_from, to=engine.data_step, skip=action.skip)
         self.show(f"{hook.name}: from step {came_from} back to {engine.data_step}, leaving out {action.skip}")
 
@@ -316,7 +302,7 @@ class Session:
                 self.journal("skip", start=at, stop=to)
                 state = engine.state._replace(data_step=np.asarray(to, np.int32))
                 engine.move(self.strategy.put_state(state), to)
-                self._timed_step += to - at
+                self.speed.step += to - at
 
     # ---- saving
 
@@ -340,25 +326,28 @@ class Session:
         """Saves here, with everything that a resumed run needs to write the same bytes; at most once a step."""
         if self.checkpoints is None:
             return
-        began = time.perf_counter()
         self.engine.drain()
         step = self.engine.data_step
         if self._saved != step:
-            extra = {
-                "rows": len(self.history),
-                "windows": self.windows.memory(),
-                "hooks": {hook.name: hook.memory() for hook in self.hooks},
-                "skips": [list(skip) for skip in self.skips],
-            }
-            metric = self.values.get(self.save.best) if self.save.best else None
-            state = self.engine.state
-            self.checkpoints.save(step, state, extra, metric=metric)
-            if self.finite and bool(_all_finite((state.params, state.model_state))):
-                self.checkpoints.mark_good(step)
-            self.journal("save")
+            with self.speed.aside(saving=True):
+                self._write(step)
             self._saved = step
         self._saved_at = time.perf_counter()
-        self._saving_s += self._saved_at - began
+
+    def _write(self, step: int) -> None:
+        assert self.checkpoints is not None
+        extra = {
+            "rows": len(self.history),
+            "windows": self.windows.memory(),
+            "hooks": {hook.name: hook.memory() for hook in self.hooks},
+            "skips": [list(skip) for skip in self.skips],
+        }
+        metric = self.values.get(self.save.best) if self.save.best else None
+        state = self.engine.state
+        self.checkpoints.save(step, state, extra, metric=metric)
+        if self.finite and bool(_all_finite((state.params, state.model_state))):
+            self.checkpoints.mark_good(step)
+        self.journal("save")
 
     def restore(self, step: int | None, *, hooks: bool) -> tuple[State, int]:
         """Goes back to a checkpoint: the unfinished row, the rows written and, if asked, the hooks' memory.

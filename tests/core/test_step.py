@@ -11,7 +11,7 @@ import pytest
 
 from jaxnn import core, data, losses, models, parallel, tree
 from jaxnn.core.state import complete
-from jaxnn.core.step import MAX_IDS, MAX_STEPS, check_step, dispatch_steps, make_chunk, make_step, take_rows
+from jaxnn.core.step import MAX_IDS, MAX_STEPS, check_step, dispatch_steps, make_chunk, make_step, take_rows, trace_step
 from jaxnn.typing import Mean
 
 STRATEGIES = {"single": parallel.single, "replicate": parallel.replicate, "pmap": parallel.pmap}
@@ -220,7 +220,7 @@ def test_chunking_never_changes_a_bit(name, count_compiles):
     step = make_step(task, tx, strategy)
     batch = complete(source.take(np.arange(8)))
     first = core.init_state(task, tx, batch, strategy=strategy)
-    sums = check_step(step, first, batch, strategy)
+    sums = check_step(trace_step(step, first, batch, strategy), first)
     resident = source.resident()
     chunk, arrays = strategy.compile(make_chunk(step, resident, sums, k_max)), strategy.put_shared(resident.arrays)
     ids = np.random.default_rng(1).integers(0, 16, (24, 8)).astype(np.int32)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from jaxnn import core, data, losses, models
-from jaxnn.core.step import check_step, make_chunk, make_step
+from jaxnn.core.step import check_step, make_chunk, make_step, trace_step
 from jaxnn.data import host_batch
 from jaxnn.train.engine import scalars
 
@@ -87,7 +87,7 @@ def compiled_chunk(name: str, tx: optax.GradientTransformation, strategy: Any, k
     task, source = case(name)
     step = scalars(make_step(task, tx, strategy))
     state = start(name, tx, strategy)
-    sums = check_step(step, state, host_batch(source, np.arange(BATCH)), strategy)
+    sums = check_step(trace_step(step, state, host_batch(source, np.arange(BATCH)), strategy), state)
     resident = source.resident()
     return strategy.compile(make_chunk(step, resident, sums, k_max)), state, strategy.put_shared(resident.arrays)
 

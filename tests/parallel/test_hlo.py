@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from jaxnn import core, data, losses, models, parallel, tree
-from jaxnn.core.step import check_step, make_chunk, make_step
+from jaxnn.core.step import check_step, make_chunk, make_step, trace_step
 
 STRATEGIES = {"replicate": parallel.replicate, "pmap": parallel.pmap}
 BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "s8": 1, "u8": 1}
@@ -41,7 +41,7 @@ def programs(module: Any, loss: Any, batch: Any, strategy: Any, tx: Any) -> tupl
     step = make_step(task, tx, strategy)
     batch = core.state.complete(batch)
     state = core.init_state(task, tx, batch, strategy=strategy)
-    sums = check_step(step, state, batch, strategy)
+    sums = check_step(trace_step(step, state, batch, strategy), state)
     resident = data.Arrays({k: v for k, v in batch.items() if k not in ("mask", "index")}).resident()
     chunk = strategy.compile(make_chunk(step, resident, sums, 4))
     rows = strategy.put_rows(np.zeros((4, 8), np.int32))

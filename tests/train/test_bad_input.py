@@ -450,7 +450,7 @@ CASES = {
         r"train\.fit: save\.minutes must be positive, got 0",
     ),
     "a best that nothing reports": (
-        lambda: fit(save=train.Checkpointing(best="val_loss")),
+        lambda: fit(save=train.Checkpointing(best="val_loss"), out="not-made"),
         ValueError,
         r"train\.fit: save\.best is 'val_loss', which nothing reports",
     ),
