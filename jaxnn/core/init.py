@@ -5,7 +5,8 @@ of its parameter, and each distinct (initialiser, shape) is compiled once. Layer
 share programs, so the time to initialise does not grow with depth, and a loop over layers (`blocks_3/...`) and a scan
 over them (`blocks/...`, stacked) get the same values. Constant initialisers compile nothing.
 
-A model whose parameters cannot all be captured is initialised by `jit(task.init)`.
+Members of an `nn.vmap` are layers too: each gets a key of its own, whatever its `split_rngs`. A model whose
+parameters cannot all be captured is initialised by `jit(task.init)`.
 """
 
 import contextlib
@@ -66,16 +67,28 @@ def _capturing() -> Iterator[dict[str, Captured]]:
             nn.Module.param = original
 
 
-def parameter_key(path: str) -> tuple[int, tuple[int, ...]]:
-    """What a parameter's key is folded from: a hash of its path without layer numbers, and those numbers in order."""
+def parameter_key(path: str, stacked: bool = False) -> tuple[int, tuple[int, ...], int]:
+    """What a parameter's key is folded from: a hash of its path, the layer numbers in it, and where the layer goes.
+
+    Numbers are taken out of the hash, so that layers share programs: `a_3/b` is hashed as `a_#/b`. A stacked
+    parameter's layer takes the place of the number that its first unnumbered part lacks, as in the loop over the same
+    layers: `stages_1/blocks/kernel` becomes `stages_#/blocks_#/kernel`, numbers (1, layer), place 1.
+    """
     numbers: list[int] = []
     parts = []
+    place = -1
     for part in path.split("/"):
         match = re.fullmatch(r"(.+)_(\d+)", part)
-        parts.append(match[1] if match else part)
         if match:
             numbers.append(int(match[2]))
-    return zlib.crc32("/".join(parts).encode()), tuple(numbers)
+            parts.append(f"{match[1]}_#")
+        elif stacked and place < 0:
+            place = len(numbers)
+            numbers.append(0)
+            parts.append(f"{part}_#")
+        else:
+            parts.append(part)
+    return zlib.crc32("/".join(parts).encode()), tuple(numbers), place
 
 
 def _constant(jaxpr: Any) -> Any | None:
@@ -90,8 +103,8 @@ def _constant(jaxpr: Any) -> Any | None:
 _programs: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
 
-def _program(captured: Captured, jaxpr: Any, numbers: int, stacked: int) -> Callable[..., Any]:
-    """The compiled initialiser `(raw key, hash, numbers, layer numbers) -> array`, shared by text of its jaxpr."""
+def _program(captured: Captured, jaxpr: Any, numbers: int, stacked: int, place: int) -> Callable[..., Any]:
+    """The compiled initialiser `(raw key, hash, numbers) -> array`, shared by text of its jaxpr."""
 
     def one(raw: Array, name: Array, ids: Array) -> Any:
         key = jax.random.fold_in(rng.wrap(raw), name)
@@ -101,9 +114,9 @@ def _program(captured: Captured, jaxpr: Any, numbers: int, stacked: int) -> Call
 
     def stack(raw: Array, name: Array, ids: Array) -> Any:
         layers = jnp.arange(stacked, dtype=jnp.uint32)
-        return jax.vmap(lambda layer: one(raw, name, jnp.concatenate([layer[None], ids])))(layers)
+        return jax.vmap(lambda layer: one(raw, name, ids.at[place].set(layer)))(layers)
 
-    cache_key = (str(jaxpr), tuple(np.asarray(c).tobytes() for c in jaxpr.consts), numbers, stacked)
+    cache_key = (str(jaxpr), tuple(np.asarray(c).tobytes() for c in jaxpr.consts), numbers, stacked, place)
     if cache_key not in _programs:
         _programs[cache_key] = jax.jit(stack if stacked else one)
     return _programs[cache_key]
@@ -163,9 +176,9 @@ def _captured_params(described: Described, key: Array) -> Params | None:
         if (value := _constant(jaxpr)) is not None:
             values[path] = np.full(shape.shape, value, shape.dtype)
             continue
-        name, numbers = parameter_key(path)
+        name, numbers, place = parameter_key(path, stacked > 0)
         layers = shape.shape[0] if stacked else 0
-        program = _program(captured, jaxpr, len(numbers), layers)
+        program = _program(captured, jaxpr, len(numbers), layers, place)
         values[path] = program(key, np.uint32(name), np.asarray(numbers, np.uint32))
     return tree.map_by_path(lambda path, _: values[path], described.params)
 

@@ -113,7 +113,7 @@ class Arrays:
     not copied, so a memory-mapped one stays on disk, though the check for NaN reads it once.
     """
 
-    def __init__(self, x: Any, y: Any = None, /, *, allow_nonfinite: bool = False, **named: Any):
+    def __init__(self, x: Any = None, y: Any = None, /, *, allow_nonfinite: bool = False, **named: Any):
         """Makes a source from `Arrays(x)`, `Arrays(x, y)`, `Arrays(x, y, weights=w)` or `Arrays({"tokens": t})`.
 
         Args:

@@ -76,7 +76,8 @@ def fit(
         validate_every: Data steps between validations; by default an epoch, or a tenth of `steps`.
         hooks: What else happens; see `train.Hook`.
         out: The run's folder: metrics, journal, checkpoints, report.
-        resume: Go on with the run in `out` from its newest good checkpoint.
+        resume: Go on with the run in `out` from its newest good checkpoint, or from the start where it was killed
+            before it had written one.
         log: What is reported and shown.
         save: When checkpoints are written (with `out`).
         dispatch: How steps reach the device.
@@ -181,7 +182,7 @@ def fit(
     session = Session(plan, strategy, task.finish, every_hook, folder, save, progress, log.tensorboard, shapes, flops)
     stopped: str | None = None
     try:
-        if resume:
+        if resume and not session.begins_again():
             state, at = session.restore(None, hooks=True)
         else:
             state, at = init_state(task, tx, batch, seed=seed, strategy=strategy), 0

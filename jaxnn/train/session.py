@@ -3,6 +3,7 @@
 import functools
 import signal
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -349,6 +350,16 @@ class Session:
             self.checkpoints.mark_good(step)
         self.journal("save")
 
+    def begins_again(self) -> bool:
+        """Whether a resumed run was killed before its first checkpoint; drops the rows that it had written, then."""
+        assert self.checkpoints is not None
+        assert self.folder is not None
+        if self.checkpoints.latest() is not None or self.checkpoints.set_aside():
+            return False
+        self.folder.metrics.keep(0)
+        self.folder.timing.truncate(0)
+        return True
+
     def restore(self, step: int | None, *, hooks: bool) -> tuple[State, int]:
         """Goes back to a checkpoint: the unfinished row, the rows written and, if asked, the hooks' memory.
 
@@ -358,6 +369,8 @@ class Session:
         assert self.folder is not None
         restored = self.checkpoints.restore(self.like, step)
         for message in restored.set_aside:
+            if self.progress is None:
+                warnings.warn(message, RuntimeWarning, stacklevel=2)
             self.show(message)
             self.folder.journal.append("set_aside", restored.step, message=message)
         self.checkpoints.discard_after(restored.step)

@@ -207,3 +207,15 @@ def test_flax_is_left_as_it_was():
     with pytest.raises(ZeroDivisionError):
         params_of(Broken())
     assert nn.Module.param is before
+
+
+def test_a_parameters_key_follows_its_path_and_the_layer_takes_its_place():
+    assert core_init.parameter_key("a_1/b") != core_init.parameter_key("a/b_1")
+    assert core_init.parameter_key("a_1/b")[0] == core_init.parameter_key("a_2/b")[0]
+    looped, stacked = (
+        core_init.parameter_key("stages_1/blocks_3/kernel"),
+        core_init.parameter_key("stages_1/blocks/kernel", stacked=True),
+    )
+    assert looped[0] == stacked[0]
+    assert looped[1] == (1, 3)
+    assert stacked[1:] == ((1, 0), 1)
