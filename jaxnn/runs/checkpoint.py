@@ -153,6 +153,10 @@ class Checkpoints:
         """The newest committed step, good or not; None where there is none."""
         return max(stored.steps(self.folder), default=None)
 
+    def set_aside(self) -> list[str]:
+        """Names of the checkpoints that were found damaged and renamed."""
+        return [path.name for path in stored.set_aside(self.folder)]
+
     def good_steps(self) -> list[int]:
         """Steps marked good on disk, ascending."""
         return [s for s in stored.steps(self.folder) if stored.is_good(stored.step_folder(self.folder, s))]
@@ -199,13 +203,13 @@ class Checkpoints:
 
     def _nothing(self, where: str, step: int | None) -> str:
         present = stored.steps(self.folder)
-        aside = [p.name for p in stored.set_aside(self.folder)]
+        aside = self.set_aside()
         tail = f" Set aside as damaged earlier: {aside}." if aside else ""
         if step is not None:
             return f"{where}: no checkpoint of step {step} in {self.folder}. Present: {present}.{tail}"
         if present:
             return f"{where}: none of {present} in {self.folder} is marked good. Give step= to use one.{tail}"
-        return f"{where}: {self.folder} holds no checkpoint.{tail} Start the run without resume."
+        return f"{where}: {self.folder} holds no checkpoint.{tail} Start another run, in another folder."
 
     def _set_aside(self, step: int, problems: list[str]) -> str:
         """Renames a damaged checkpoint; the message names it, where it went and what was wrong."""

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxnn import cost, parallel
+from jaxnn import bench, cost, parallel
 from jaxnn.core import State, Task, init_state
 from jaxnn.core.state import abstract
 from jaxnn.core.step import dispatch_steps, make_step
@@ -214,6 +214,10 @@ def fit(
         session.close()
     run = Run(task, session.engine.state, session.history, stopped, folder)
     if folder is not None:
+        if log.peaks and signals.received is None:
+            measured = bench.peaks(seconds=1.0)
+            values = {peak.name: peak.value for peak in measured.by_name.values()}
+            folder.journal.append("peaks", session.engine.data_step, device=measured.device, **values)
         write_summary(folder, run.state.params)
     if signals.received is not None:
         at = session.engine.data_step

@@ -626,3 +626,35 @@ def test_a_second_interrupt_does_not_wait():
         fit(At({7: twice}))
     assert not isinstance(caught.value, train.Interrupted)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+class Killed(train.Hook):
+    """Ends the process's run as a kill does: no checkpoint, no last row."""
+
+    def every(self, plan):
+        return 7
+
+    def act(self, at):
+        raise MemoryError
+
+
+@MODES
+def test_a_run_killed_before_its_first_checkpoint_begins_again_when_resumed(dispatch, tmp_path):
+    with pytest.raises(MemoryError):
+        fit(Killed(), out=tmp_path / "r", dispatch=dispatch)
+    assert (tmp_path / "r" / "metrics.jsonl").read_bytes()  # rows 2, 4 and 6
+    resumed = fit(out=tmp_path / "r", resume=True, dispatch=dispatch)
+    straight = fit(out=tmp_path / "s", dispatch=dispatch)
+    jax.tree.map(np.testing.assert_array_equal, resumed.state, straight.state)
+    assert [row["step"] for row in resumed.history] == [row["step"] for row in straight.history]
+    assert (tmp_path / "r" / "metrics.jsonl").read_bytes() == (tmp_path / "s" / "metrics.jsonl").read_bytes()
+    assert journal(resumed)[:2] == [("start", 0), ("resume", 0)]
+
+
+def test_a_run_whose_checkpoints_were_all_damaged_does_not_begin_again(tmp_path):
+    fit(out=tmp_path / "r")
+    folder = tmp_path / "r" / "checkpoints"
+    [checkpoint] = folder.iterdir()
+    checkpoint.rename(folder / "damaged-00000020-1")
+    with pytest.raises(FileNotFoundError, match=r"holds no checkpoint\. Set aside as damaged earlier: \['damaged-0"):
+        fit(out=tmp_path / "r", resume=True)
