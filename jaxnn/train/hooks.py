@@ -159,6 +159,9 @@ class _Patience(Hook):
     def name(self) -> str:
         return f"{type(self).__name__}({self.monitor})"
 
+    def start(self, plan: Plan, state: State) -> None:
+        self.best, self.waited = None, 0  # the same object may serve several runs, one after the other
+
     def every(self, plan: Plan) -> int | None:
         if self.monitor.startswith("val_"):
             if plan.validate_every is None:
@@ -260,6 +263,7 @@ class ReduceOnPlateau(_Patience):
         self.factor, self.hyperparameter, self.minimum = factor, hyperparameter, minimum
 
     def start(self, plan: Plan, state: State) -> None:
+        super().start(plan, state)
         _find(state.opt_state, self.hyperparameter)
 
     def act(self, at: Moment) -> Action | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import optax
 
+from jaxnn import tree
 from jaxnn.core import State, Task
 from jaxnn.runs import RunFolder
 from jaxnn.typing import Source
@@ -27,6 +28,12 @@ class Run:
     history: list[dict[str, Any]]
     stopped: str | None = None
     folder: RunFolder | None = None
+
+    def __repr__(self) -> str:
+        # Without the arrays: `train.fit(...)` is often the last expression of a notebook's cell.
+        where = f", in {self.folder.path}" if self.folder is not None else ""
+        why = f", stopped: {self.stopped}" if self.stopped is not None else ""
+        return f"Run({int(self.state.data_step)} steps, {tree.size(self.state.params):,} parameters{where}{why})"
 
     def column(self, name: str) -> tuple[list[int], list[float]]:
         """The steps and values at which `name` was reported.

@@ -72,7 +72,8 @@ class Windows:
         for name, mean in sums.items():
             if not name.startswith(LEAVES):
                 parts = (np.asarray(part[start:stop], np.float64).reshape(whole, -1) for part in mean)
-                columns[name] = [np.cumsum(part, axis=1)[:, -1].tolist() for part in parts]
+                # From 0.0 on, as `_take` does: a sum of -0.0s alone would else have another sign.
+                columns[name] = [(np.cumsum(part, axis=1)[:, -1] + 0.0).tolist() for part in parts]
         rows = []
         for i in range(whole):
             step = first + (i + 1) * self.every

@@ -58,6 +58,7 @@ def test_the_public_interface_as_documented(capsys):
     assert int(run.state.step) == int(run.state.data_step) == 200
     assert run.stopped is None
     assert run.folder is None
+    assert repr(run) == "Run(200 steps, 449 parameters)"  # not the arrays
     steps, values = run.column("loss")
     assert steps[-1] == 200
     assert values[-1] < values[0] / 2
@@ -242,6 +243,20 @@ def test_windows_are_float64_sums_in_order_however_the_steps_are_grouped(every):
         if windows.pending:
             rows.append(windows.flush())
         assert [(row["step"], row["epoch"], row["loss"]) for row in rows] == expected
+
+
+def test_a_window_of_negative_zeros_has_one_sign_however_it_is_cut():
+    values, ones = np.full(8, -0.0, np.float32), np.ones(8, np.float32)
+
+    def cut(*stops):
+        windows = Windows(2, 8, lambda name, mean: mean.sum / mean.weight)
+        return [
+            repr(row["loss"])
+            for a, b in zip((0, *stops), (*stops, 8))
+            for row in windows.add(a, {"loss": Mean(values[a:b], ones[a:b])})
+        ]
+
+    assert cut() == cut(1) == cut(1, 3, 5) == ["0.0"] * 4
 
 
 def test_windows_go_on_from_their_memory():

@@ -186,6 +186,14 @@ def test_early_stopping_counts_looks_without_improvement():
     assert fit(Values(values), train.EarlyStopping("score", patience=5)).stopped is None
 
 
+def test_a_hook_that_serves_a_second_run_begins_anew(tmp_path):
+    stopping = train.EarlyStopping("score", patience=3)
+    plateau = train.ReduceOnPlateau("score", patience=3)
+    for _ in range(2):
+        tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.05)
+        assert fit(Values([5, 4, 3, 3, 3, 2, 2, 2, 1, 1]), stopping, plateau, tx=tx).stopped is None
+
+
 def test_a_larger_accuracy_is_better():
     class Accuracy(Values):
         def act(self, at):
