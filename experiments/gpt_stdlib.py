@@ -41,6 +41,7 @@ class Config:
     out: str | None = None  # the run's folder; None for the next free runs/gpt_stdlib-N
     resume: bool = False  # go on with the run in `out`, or with the newest
     tensorboard: bool = False
+    profile: str | None = None  # data steps to trace, "20:25"
 
 
 # ---- data
@@ -190,6 +191,10 @@ def main(cfg: Config) -> dict[str, float]:
     strategy = parallel.by_name(cfg.strategy, cfg.devices)
     setup = build(cfg)
     out = folder(cfg)
+    start, _, stop = (cfg.profile or "").partition(":")
+    if cfg.profile and not (start.isdigit() and stop.isdigit()):
+        sys.exit(f"--profile {cfg.profile}: give two data steps, --profile 20:25")
+    span = (int(start), int(stop)) if cfg.profile else None
     print(f"{setup.data}\n-> {out}", flush=True)
     run = train.fit(
         setup.task,
@@ -201,7 +206,7 @@ def main(cfg: Config) -> dict[str, float]:
         strategy=strategy,
         validation=setup.validation,
         hooks=[Samples(model(cfg))],
-        log=train.Log(every=10, tensorboard=cfg.tensorboard),
+        log=train.Log(every=10, tensorboard=cfg.tensorboard, peaks=True, profile=span),
         out=out,
         resume=cfg.resume,
         config=dataclasses.asdict(cfg),

@@ -172,6 +172,12 @@ def _facts(
         if speeds := [row[name] for row in timing if name in row]:
             facts[f"{name.removesuffix('_per_s')}/s (median)"] = float(np.median(speeds))
             break
+    if speeds := [row["flops_per_s"] for row in timing if row.get("flops_per_s")]:
+        facts["model FLOP/s (median)"] = f"{np.median(speeds) / 1e9:.4g} G"
+        peaks = next((event for event in reversed(events) if event.get("event") == "peaks"), {})
+        for name, value in peaks.items():
+            if name.startswith("product "):
+                facts[f"of the {name.removeprefix('product ')} peak"] = f"{100 * np.median(speeds) / value:.0f} %"
     return facts
 
 

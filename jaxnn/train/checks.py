@@ -340,8 +340,9 @@ def settings(
             raise TypeError(f"{where}: hooks must be train.Hook objects, got {_kind(hook)}.{made}")
     if resume and out is None:
         raise ValueError(f"{where}: resume=True needs out=, the folder of the run to go on with.")
-    if log.tensorboard and out is None:
-        raise ValueError(f"{where}: log.tensorboard writes into the run's folder, and there is none. Pass out=.")
+    for name in ("tensorboard", "peaks", "profile"):
+        if getattr(log, name) and out is None:
+            raise ValueError(f"{where}: log.{name} writes into the run's folder, and there is none. Pass out=.")
     if validate_every is not None and not validation:
         raise ValueError(f"{where}: validate_every={validate_every} without validation data. Pass validation= too.")
 
@@ -384,3 +385,12 @@ def hooks_accept(
     for said, name in [*monitored, *([("save.best is", best)] if best else [])]:
         if name not in names:
             raise ValueError(f"{where}: {said} {name!r}, which nothing reports. Choose one of {sorted(names)}.")
+
+
+def profile(where: str, span: Any, steps: int) -> None:
+    """Refuses a span of data steps to profile that the run does not have."""
+    if span is not None and (len(span) != 2 or not 0 <= span[0] < span[1] <= steps):
+        raise ValueError(
+            f"{where}: log.profile is {span} in a run of {steps} steps. "
+            f"Give (start, stop), 0 <= start < stop <= {steps}."
+        )

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxnn.core import State
 from jaxnn.core import step as core_step
-from jaxnn.data import Loader, order
+from jaxnn.data import Loader, host_batch, order
 from jaxnn.typing import Mean, Resident, Source, Strategy
 
 Deliver = Callable[[int, dict[str, Mean]], None]  # (first data step, sums with leaves [k])
@@ -50,6 +50,10 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Releases threads."""
+        ...
+
+    def program(self) -> str:
+        """The text of the optimized program; compiles it once more."""
         ...
 
 
@@ -150,6 +154,10 @@ class ResidentEngine:
     def close(self) -> None:
         pass
 
+    def program(self) -> str:
+        rows = self._strategy.put_rows(np.full((self._k_max, self._ids(0, 1).shape[1]), -1, np.int32))
+        return self._chunk.lower(self.state, self._arrays, rows, np.int32(0)).compile().as_text()
+
 
 class StreamingEngine:
     """One step a dispatch over batches that a thread builds and places ahead of the device.
@@ -172,6 +180,7 @@ class StreamingEngine:
         debug: bool = False,
     ):
         self._step = strategy.compile_step(_traced_once(step, debug))
+        self._example = lambda: strategy.put_batch(host_batch(source, ids(0, 1)[0]))
         self._open = functools.partial(Loader, source, ids, strategy.put_batch, stop=stop)
         self._loader: Loader | None = None
         self._deliver = deliver
@@ -209,6 +218,9 @@ class StreamingEngine:
     def move(self, state: State, data_step: int) -> None:
         self.close()
         self.state, self.data_step = state, data_step
+
+    def program(self) -> str:
+        return self._step.lower(self.state, self._example()).compile().as_text()
 
     def close(self) -> None:
         if self._loader is not None:

@@ -26,6 +26,15 @@ def strategy_of(state: State) -> Strategy:
     return parallel.replicate(devices) if len(devices) > 1 else parallel.single(devices[0])
 
 
+def _placed(state: State, strategy: Strategy | None) -> tuple[Strategy, State]:
+    """The strategy to use, and what of the state is needed, on its devices."""
+    there = strategy_of(state)
+    if strategy is None or set(strategy.devices) == set(there.devices):
+        return strategy or there, state
+    params, model_state, key = strategy.put_state((state.params, state.model_state, state.key))
+    return strategy, state._replace(params=params, model_state=model_state, key=key)
+
+
 class _Program(NamedTuple):
     """A jitted function, and the shapes that were checked: a check traces, which is slow beside a small model."""
 
@@ -78,7 +87,7 @@ def evaluate(
         ValueError: If the data does not fit the task.
     """
     checks.evaluation_arguments("train.evaluate", task, state, source, batch_size, strategy)
-    strategy = strategy_of(state) if strategy is None else strategy
+    strategy, state = _placed(state, strategy)
     totals: dict[str, Mean] = {}
     flying: deque[Any] = deque()
 
@@ -115,7 +124,7 @@ def predict(task: Task, state: State, x: Any, *, batch_size: int = 256, strategy
     """
     source = x if hasattr(x, "take") and hasattr(x, "resident") else data.Arrays(x)
     checks.evaluation_arguments("train.predict", task, state, source, batch_size, strategy)
-    strategy = strategy_of(state) if strategy is None else strategy
+    strategy, state = _placed(state, strategy)
     program = _map_program(task, strategy)
     parts: list[PyTree] = []
     flying: deque[tuple[Any, np.ndarray]] = deque()

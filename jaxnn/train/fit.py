@@ -18,6 +18,7 @@ from jaxnn.runs import RunFolder, write_summary
 from jaxnn.train import checks, engine
 from jaxnn.train.evaluation import evaluate
 from jaxnn.train.hooks import Evaluate, Hook, Plan, StopOnNonFinite
+from jaxnn.train.profile import Profile
 from jaxnn.train.progress import Progress
 from jaxnn.train.run import Checkpointing, Dispatch, Interrupted, Log, Run
 from jaxnn.train.session import Session
@@ -34,6 +35,8 @@ FREE = (
     "config.resume",
     "config.strategy",
     "config.devices",
+    "config.tensorboard",
+    "config.profile",
 )
 
 
@@ -107,6 +110,7 @@ def fit(
     total = checks.duration(where, steps, epochs, epoch)
     checks.is_seed(where, seed)
     checks.settings(where, log, save, dispatch, hooks, out, resume, validation is not None, validate_every)
+    checks.profile(where, log.profile, total)
     if saves and out is None:
         raise ValueError(f"{where}: save= has nowhere to write. Pass out=, the run's folder.")
     ids = engine.order_ids(seed, n, size)
@@ -200,6 +204,8 @@ def fit(
             session.journal("resume", changed=changed)
         else:
             session.journal("start")
+        if log.profile is not None and folder is not None:
+            session.profile = Profile(log.profile, folder.path / "profile", session.engine.program)
         if progress is not None:
             progress.begin(plan, at)
         with Signals() as signals:

@@ -101,11 +101,17 @@ class Log:
         every: Data steps a row covers; None for an epoch at most, or a fiftieth of the run.
         progress: Whether to show progress.
         tensorboard: Whether to write TensorBoard files into the run folder (needs the `tensorboard` extra).
+        peaks: Whether to measure the machine's peaks at the end of the run (about 3 s), so that the report can set the
+            model's FLOPs a second against them; needs a run folder.
+        profile: Data steps (start, stop) to trace with jax's profiler into the run folder's `profile/`, with a table of
+            the costliest operations.
     """
 
     every: int | None = None
     progress: bool = True
     tensorboard: bool = False
+    peaks: bool = False
+    profile: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from jaxnn.core.state import abstract, strong
 from jaxnn.runs import Checkpoints, RunFolder, TensorBoard
 from jaxnn.train.engine import Engine
 from jaxnn.train.hooks import Continue, Hook, Moment, Plan, Replace, Rewind, Save, Stop, lower_is_better
+from jaxnn.train.profile import Profile
 from jaxnn.train.progress import Progress
 from jaxnn.train.run import Checkpointing
 from jaxnn.train.signals import Signals
@@ -81,6 +82,7 @@ class Session:
         self._saved_at = time.perf_counter()
         self.speed = Speed(plan, flops)
         self._first = 0
+        self.profile: Profile | None = None
 
     @property
     def engine(self) -> Engine:
@@ -140,6 +142,7 @@ class Session:
         self._first = engine.data_step
         self._saved_at = time.perf_counter()
         self.speed.restart(engine.data_step)
+        self._profile(engine.data_step)
         while engine.data_step < plan.steps:
             self._jump()
             at = engine.data_step
@@ -150,7 +153,7 @@ class Session:
                     *([self.save.every] if self.save.every else []),
                 ]
             ]
-            stops += [a for a, _ in self.skips if a > at]
+            stops += [a for a in [*(a for a, _ in self.skips), *(self.profile.span if self.profile else ())] if a > at]
             target = min([plan.steps, *stops])
             engine.advance(target, lambda: signals.received is not None or bool(self._halt) or self._save_is_due())
             engine_at = engine.data_step
@@ -167,6 +170,7 @@ class Session:
                     continue
                 if self.save.every and engine_at % self.save.every == 0:
                     self.checkpoint()
+                self._profile(engine_at)
             if stop is not None:
                 return stop
             if signals.received is not None:
@@ -178,6 +182,17 @@ class Session:
             if self._save_is_due():
                 self.checkpoint()
         return None
+
+    def _profile(self, step: int) -> None:
+        if self.profile is None:
+            return
+        with self.speed.aside():
+            table = self.profile.at(step)
+        if table is not None:
+            self.journal("profile", table=table)
+            self.show(
+                f"---- data steps {self.profile.span[0]} to {step}, traced in {self.profile.folder}\n{table}\n----"
+            )
 
     def end(self, stopped: str | None) -> str | None:
         """The last checkpoint, the unfinished row, and what hooks do at the end of a run that was not interrupted.
@@ -202,6 +217,8 @@ class Session:
         """Releases threads, files and the display; waits for a save in flight."""
         try:
             self.speed.close()
+            if self.profile is not None:
+                self.profile.close()
             if self._driver is not None:
                 self._driver.close()
             for hook in self.hooks:

@@ -91,6 +91,18 @@ def test_the_strategy_is_that_of_the_state_where_none_is_given(devices8):
     assert train.evaluation.strategy_of(on_third).devices == (devices8[3],)
 
 
+@pytest.mark.parametrize("given", [*STRATEGIES, "two"])
+@pytest.mark.parametrize("held", STRATEGIES)
+def test_a_state_is_evaluated_on_other_devices_than_its_own(held, given):
+    x, y = examples(21)
+    state = placed(STRATEGIES[held]())
+    strategy = parallel.replicate(2) if given == "two" else STRATEGIES[given]()
+    found = train.evaluate(TASK, state, data.Arrays(x, y), batch_size=8, strategy=strategy)
+    assert found["loss"] == pytest.approx(expected(state.params, x, y)["loss"], rel=1e-5)
+    outputs = train.predict(TASK, state, x, batch_size=8, strategy=strategy)
+    np.testing.assert_allclose(outputs, forward(state.params, x), rtol=1e-4, atol=1e-5)
+
+
 def test_the_state_is_only_read(devices8):
     x, y = examples(9)
     state = placed(parallel.replicate())
