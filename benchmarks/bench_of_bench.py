@@ -99,6 +99,19 @@ def run_trial(condition: str, slowdown: float, number: int, cfg: Config) -> dict
     return trial
 
 
+def read(path: pathlib.Path) -> list[dict]:
+    """The trials in a file; a line that a killed run left unfinished is closed and skipped."""
+    trials: list[dict] = []
+    text = path.read_text() if path.exists() else ""
+    for line in text.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            trials.append(json.loads(line))
+    if text and not text.endswith("\n"):
+        with path.open("a") as file:
+            file.write("\n")
+    return trials
+
+
 def table(trials: list[dict]) -> str:
     """A row a slowdown and condition: verdicts, coverage, spread, time."""
     lines = [
@@ -148,9 +161,7 @@ def musts(trials: list[dict]) -> list[tuple[str, str, bool | None]]:
 
 
 def main(cfg: Config) -> dict[str, float]:
-    done: list[dict] = []
-    if cfg.out is not None and cfg.out.exists():
-        done = [json.loads(line) for line in cfg.out.read_text().splitlines() if line.endswith("}")]
+    done = [] if cfg.out is None else read(cfg.out)
     seen = {(t["condition"], t["slowdown"], t["trial"]) for t in done}
     for condition in cfg.conditions:
         with load(condition):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxnn.bench.case import Case as Case
+    from jaxnn.bench.collect import benchmark as benchmark
     from jaxnn.bench.comparison import Comparison as Comparison
     from jaxnn.bench.comparison import compare as compare
     from jaxnn.bench.exporting import export as export
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from jaxnn.bench.measurement import measure_all as measure_all
     from jaxnn.bench.probes import Peaks as Peaks
     from jaxnn.bench.probes import peaks as peaks
+    from jaxnn.bench.profiling import device_times as device_times
+    from jaxnn.bench.profiling import op_table as op_table
     from jaxnn.bench.replaying import record as record
     from jaxnn.bench.replaying import replay as replay
     from jaxnn.bench.roofline import Roofline as Roofline
@@ -48,11 +51,14 @@ _HOMES = {
     "Results": "schema",
     "Roofline": "roofline",
     "Sweep": "sweeping",
+    "benchmark": "collect",
     "compare": "comparison",
+    "device_times": "profiling",
     "export": "exporting",
     "load": "schema",
     "measure": "measurement",
     "measure_all": "measurement",
+    "op_table": "profiling",
     "peaks": "probes",
     "record": "replaying",
     "replay": "replaying",

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+from jax.extend import core as jex
 
 from jaxnn import tree
 from jaxnn.bench import constants, guards
@@ -167,11 +168,11 @@ def _check_dead_code(case: Case, closed: Any, args: tuple) -> tuple[str, ...]:
     depends = set(jaxpr.invars)
     used = set()
     for equation in jaxpr.eqns:
-        sources = [v for v in equation.invars if hasattr(v, "count") or not hasattr(v, "val")]
+        sources = [v for v in equation.invars if not isinstance(v, jex.Literal)]
         used |= inputs.intersection(sources)
         if depends.intersection(sources) or equation.effects:
             depends |= set(equation.outvars)
-    outputs = [v for v in jaxpr.outvars if not hasattr(v, "val")]
+    outputs = [v for v in jaxpr.outvars if not isinstance(v, jex.Literal)]
     used |= inputs.intersection(outputs)
     if guards.on("dead_code") and jaxpr.eqns and not depends.intersection(outputs):
         raise guards.BenchError(

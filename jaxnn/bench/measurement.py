@@ -152,7 +152,7 @@ def measure(
     interval = dataclasses.replace(interval, level=level)
     if not probed:
         return summarise(name, program, [row[0] for row in rounds], interval, precise)
-    done = work.of(program.traced, program.compiled)
+    done = work.of(program.traced, program.compiled, program.args)
     found = roofline.attribute(name, done, x[0], (probed[0], x[1]), (probed[1], x[2]))
     return summarise(name, program, [row[0] for row in rounds], interval, precise, found)
 
@@ -181,7 +181,7 @@ def summarise(
         quantiles=tuple(float(q) for q in np.quantile(calls, [0.05, 0.25, 0.5, 0.75, 0.95])),
         outliers=statistics.outliers(calls),
         compile=program.compile,
-        work=work.of(program.traced, program.compiled, work.meshes(program.args)),
+        work=work.of(program.traced, program.compiled, program.args),
         blocks=tuple(blocks),
         precise=precise,
         drift=statistics.drifts(wall),

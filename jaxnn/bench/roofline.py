@@ -62,7 +62,7 @@ def attribute(
 
     Args:
         name: Of the step, for messages.
-        work: What a call does.
+        work: What a call does; shared evenly by its devices.
         step_s: Seconds a call [rounds].
         product: The matrix product and its seconds a call [rounds].
         copy: The copy in place and its seconds a call [rounds].
@@ -70,9 +70,10 @@ def attribute(
     Raises:
         BenchError: If a share is above 1.05 with its whole interval: the count or the probe is wrong.
     """
+    flops, nbytes = work.flops / work.devices, work.bytes / work.devices  # the probes run on one device
     dtype = product[0].case.name.split()[-1]
-    compute = _share(work.flops / step_s / product[0].rate(product[1]))
-    memory = _share(work.bytes / step_s / copy[0].rate(copy[1]))
+    compute = _share(flops / step_s / product[0].rate(product[1]))
+    memory = _share(nbytes / step_s / copy[0].rate(copy[1]))
     upper = memory.value * work.bytes_upper / work.bytes if work.bytes else 0.0
     footprint = work.memory.peak if work.memory is not None else 0
     # What fits into a cache may be faster than the memory that the copy measures.

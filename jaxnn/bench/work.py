@@ -22,6 +22,7 @@ class Work:
         bytes_upper: Upper estimate: nothing fused.
         memory: Bytes on one device; None where the backend cannot tell.
         collectives: What one device sends and receives.
+        devices: How many devices the arguments are on.
         dtype: Operand type of the matrix products and convolutions, the most frequent one; None without any.
         unknown: Primitives whose work is not counted.
         flags: What the count leaves open.
@@ -34,6 +35,7 @@ class Work:
     bytes_upper: float
     memory: cost.Memory | None
     collectives: tuple[cost.Collective, ...]
+    devices: int
     dtype: str | None
     unknown: tuple[str, ...]
     flags: tuple[str, ...]
@@ -58,8 +60,10 @@ class Work:
         return parts
 
 
-def of(traced: Any, compiled: Any, meshes: tuple[Any, ...] = ()) -> Work:
-    """The work of a program that was traced and compiled."""
+def of(traced: Any, compiled: Any, args: tuple = ()) -> Work:
+    """The work of a program that was traced and compiled for these arguments."""
+    shardings = [leaf.sharding for leaf in jax.tree.leaves(args)]
+    meshes = tuple({s.mesh: None for s in shardings if isinstance(s, jax.sharding.NamedSharding)})
     counted = cost.of(traced, compile=False)
     analysis = compiled.cost_analysis() or {}
     analysis = analysis[0] if isinstance(analysis, list) else analysis
@@ -71,6 +75,7 @@ def of(traced: Any, compiled: Any, meshes: tuple[Any, ...] = ()) -> Work:
         bytes_upper=counted.bytes_upper,
         memory=cost.memory(compiled),
         collectives=tuple(cost.collectives(compiled, meshes)),
+        devices=max((len(s.device_set) for s in shardings), default=1),
         dtype=_product_dtype(traced.jaxpr),
         unknown=tuple(counted.unknown),
         flags=counted.flags,
@@ -96,9 +101,3 @@ def _product_dtype(closed: Any) -> str | None:
 
     walk(closed)
     return max(found, key=lambda dtype: found[dtype]) if found else None
-
-
-def meshes(args: tuple) -> tuple[Any, ...]:
-    """The meshes that arguments are placed on."""
-    shardings = [leaf.sharding for leaf in jax.tree.leaves(args)]
-    return tuple({s.mesh: None for s in shardings if isinstance(s, jax.sharding.NamedSharding)})

@@ -47,7 +47,7 @@ def test_peaks(monkeypatch, devices8):
 
 def work(flops, nbytes):
     memory = cost.Memory(arguments=1 << 40, outputs=0, temporaries=0, aliased=0, code=0)
-    return Work(flops, flops, flops, nbytes, 2 * nbytes, memory, (), "float32", (), ())
+    return Work(flops, flops, flops, nbytes, 2 * nbytes, memory, (), 1, "float32", (), ())
 
 
 @pytest.mark.parametrize(
