@@ -99,11 +99,13 @@ class Session:
     def deliver(self, first: int, sums: Mapping[str, Mean]) -> None:
         """Takes the sums of steps from the engine, in order."""
         rows = self.windows.add(first, sums)
-        if self.progress is not None and first == self._first and not rows:
-            finish = self.windows.finish
-            self.progress.first(
-                first + 1, {name: finish(name, Mean(m.sum[0], m.weight[0])) for name, m in sums.items()}
-            )
+        if first == self._first and not rows:
+            self.speed.restart(self.windows.step, self.engine.wait_s)  # the first step waited for the compiler
+            if self.progress is not None:
+                finish = self.windows.finish
+                self.progress.first(
+                    first + 1, {name: finish(name, Mean(m.sum[0], m.weight[0])) for name, m in sums.items()}
+                )
         if rows:
             self._time(sums)
         for row in rows:
@@ -141,7 +143,7 @@ class Session:
         periods = [(hook, hook.every(plan)) for hook in self.hooks]
         self._first = engine.data_step
         self._saved_at = time.perf_counter()
-        self.speed.restart(engine.data_step)
+        self.speed.restart(engine.data_step, engine.wait_s)
         self._profile(engine.data_step)
         while engine.data_step < plan.steps:
             self._jump()
@@ -306,7 +308,7 @@ class Session:
         if action.skip is not None:
             self.skips.append((int(action.skip[0]), int(action.skip[1])))
         engine.move(*self.restore(max(good), hooks=False))
-        self.speed.restart(engine.data_step)
+        self.speed.restart(engine.data_step, engine.wait_s)
         self.journal("rewind", hook=hook.name, came_from=came_from, to=engine.data_step, skip=action.skip)
         self.show(f"{hook.name}: from step {came_from} back to {engine.data_step}, leaving out {action.skip}")
 

@@ -24,28 +24,33 @@ class Speed:
 
     def __init__(self, plan: Plan, flops: float):
         self.plan, self.flops = plan, flops
-        self._aside_s = self._saving_s = self._waited_s = 0.0
         self._compilations = 0
-        self.restart(0)
+        self.restart(0, 0.0)
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, duration: float, **_: Any) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == _COMPILED:
             self._compilations += 1
 
-    def restart(self, step: int) -> None:
-        """Begins to count at a step: at the start, and after a jump."""
-        self.step, self._at = step, time.perf_counter()
+    def restart(self, step: int, waited_s: float) -> None:
+        """Begins to count at a step: at the start, after the first compilation, and after a jump.
+
+        Args:
+            step: Data steps done.
+            waited_s: Seconds that the engine has waited for data so far.
+        """
+        self.step, self._at, self._waited_s = step, time.perf_counter(), waited_s
+        self._aside_s = self._saving_s = 0.0
 
     @contextlib.contextmanager
     def aside(self, *, saving: bool = False) -> Iterator[None]:
-        """Time spent inside is no training time."""
-        began = time.perf_counter()
+        """Time spent inside is no training time; one span may lie in another, and the clock be restarted inside."""
+        began, before = time.perf_counter(), self._aside_s
         try:
             yield
         finally:
-            took = time.perf_counter() - began
-            self._aside_s += took
+            took = time.perf_counter() - max(began, self._at)
+            self._aside_s = took + (before if began >= self._at else 0.0)
             self._saving_s += took if saving else 0.0
 
     def row(self, step: int, waited_s: float, loss: Mean) -> dict[str, Any]:
