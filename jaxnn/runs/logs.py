@@ -71,6 +71,12 @@ class MetricFile:
         with open(self.path, "ab") as file:
             file.write(line)
 
+    def sync(self) -> None:
+        """Returns when every row is on the disk, where a machine that loses its power leaves it."""
+        if self.path.exists():
+            with open(self.path, "ab") as file:
+                os.fsync(file.fileno())
+
     def read(self) -> list[dict[str, Any]]:
         """All rows in order, non-finite numbers put back.
 

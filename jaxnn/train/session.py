@@ -356,6 +356,8 @@ class Session:
 
     def _write(self, step: int) -> None:
         assert self.checkpoints is not None
+        assert self.folder is not None
+        self.folder.metrics.sync()  # a resume needs all the rows that the checkpoint counts
         extra = {
             "rows": len(self.history),
             "windows": self.windows.memory(),

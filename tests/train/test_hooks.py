@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import math
+import os
 import pathlib
 import re
 import signal
@@ -573,6 +574,22 @@ def test_no_progress_prints_nothing(capsys):
     fit()
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
+
+
+def test_rows_are_on_the_disk_before_the_checkpoint_that_counts_them(tmp_path, monkeypatch):
+    synced, real = [], os.fsync
+
+    def fsync(handle):
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    run = fit(out=tmp_path / "r")
+    metrics, seals = str(run.folder.metrics.path), [path for path in synced if "/checkpoints/" in path]
+    assert seals
+    assert metrics in synced[: synced.index(seals[0])]
+    run.folder.metrics.path.unlink()
+    run.folder.metrics.sync()  # there may be no row yet
 
 
 # Ctrl-C
