@@ -50,10 +50,14 @@ def by_name(name: str, devices: int = 1) -> Single:
     Call it before anything else uses JAX.
 
     Raises:
-        ValueError: If the name is unknown, or there are fewer devices.
+        ValueError: If the name is unknown, there are fewer devices, or "single" is to use several.
     """
     if name not in STRATEGIES:
         raise ValueError(f"parallel.by_name: {name!r} is unknown. Tried: {', '.join(STRATEGIES)}. Write one of them.")
+    if name == "single" and devices > 1:
+        raise ValueError(
+            f"parallel.by_name: 'single' uses one device, {devices} were asked for. Write 'replicate' or 'pmap'."
+        )
     if devices > 1:
         force_host_devices(devices)
     return single() if name == "single" else STRATEGIES[name](devices)

@@ -470,6 +470,11 @@ CASES = {
         r"train\.fit: log\.tensorboard writes into the run's folder, and there is none\. Pass out=",
     ),
     "resume without a folder": (lambda: fit(resume=True), ValueError, r"train\.fit: resume=True needs out="),
+    "several devices for a single one": (
+        lambda: parallel.by_name("single", 8),
+        ValueError,
+        r"parallel\.by_name: 'single' uses one device, 8 were asked for\. Write 'replicate' or 'pmap'\.",
+    ),
     # the step alone
     "batches of unequal arrays": (
         lambda: train.make_train_step(TASK, optax.sgd(0.1), strategy=parallel.single())(None, {"x": X, "y": Y[:3]}),
