@@ -35,7 +35,7 @@ class Arms:
 
     Attributes:
         name: What the results call it.
-        cases: Name -> program.
+        cases: `FILE/NAME:ARM` -> program.
     """
 
     name: str
@@ -201,7 +201,8 @@ def _made(label: str, function: Callable[[], Any], donate: Donate) -> Case | Arm
     if isinstance(program, Mapping):
         if len(program) < 2:
             raise BenchError(f"bench.benchmark: {label} has the arms {[*program]}. Give a base and a candidate.")
-        return Arms(label, {arm: Case(arm, f, args, donate) for arm, f in program.items()})
+        names = {f"{label}:{arm}": function for arm, function in program.items()}
+        return Arms(label, {arm: Case(arm, function, args, donate) for arm, function in names.items()})
     return Case(label, program, args, donate)
 
 

@@ -5,12 +5,27 @@ once (30 ms, of which argparse takes 15; importing tyro alone takes 80, and thes
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
+from typing import NoReturn
+
+from jaxnn.cli import bench
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that gives up on a command line with a status of its command's choice."""
+
+    status = 2
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the usage and what is wrong."""
+        self.print_usage(sys.stderr)
+        self.exit(self.status, f"{self.prog}: error: {message}\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of every command; each sets `run`, a function of the parsed arguments."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="jaxnn",
         formatter_class=_wide,
         description="Tools around jaxnn's training runs.",
@@ -54,6 +69,8 @@ def make_parser() -> argparse.ArgumentParser:
                 "--step", type=int, help="which checkpoint (default: the newest good one, else the newest)"
             )
         action.set_defaults(run=_checkpoint)
+
+    bench.register(commands)
     return parser
 
 
@@ -64,10 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; by default the process's.
 
     Returns:
-        The exit status: 0 well, 1 something is wrong, 2 the command line was not understood (raised as SystemExit).
+        The exit status: 0 well, 1 something is wrong, 2 the command line was not understood (raised as SystemExit);
+        `bench` has its own.
     """
     parser = make_parser()
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        getattr(args, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.version:
         from jaxnn import __version__
 
