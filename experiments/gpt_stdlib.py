@@ -206,7 +206,7 @@ def main(cfg: Config) -> dict[str, float]:
         strategy=strategy,
         validation=setup.validation,
         hooks=[Samples(model(cfg))],
-        log=train.Log(every=10, tensorboard=cfg.tensorboard, peaks=True, profile=span),
+        log=train.Log(every=10, grad_norm=True, tensorboard=cfg.tensorboard, peaks=True, profile=span),
         out=out,
         resume=cfg.resume,
         config=dataclasses.asdict(cfg),

@@ -148,7 +148,7 @@ def fit(
                 "Leave Dispatch(resident=...) out."
             )
 
-    step = engine.scalars(make_step(task, tx, strategy, debug=debug))
+    step = engine.scalars(make_step(task, tx, strategy, grad_norm=log.grad_norm, debug=debug))
     shapes = _state_shapes(task, tx, variables)
     traced, sums = checks.traced_step(where, step, shapes, batch, strategy)
     k_max = (dispatch.most or recorded.get("k_max") or dispatch_steps(size, sums)) if resident is not None else 1

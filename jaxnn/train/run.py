@@ -100,6 +100,7 @@ class Log:
     Attributes:
         every: Data steps a row covers; None for an epoch at most, or a fiftieth of the run.
         progress: Whether to show progress.
+        grad_norm: Whether to report the global norm of the gradients; costs a pass over them.
         tensorboard: Whether to write TensorBoard files into the run folder (needs the `tensorboard` extra).
         peaks: Whether to measure the machine's peaks at the end of the run (about 3 s), so that the report can set the
             model's FLOPs a second against them; needs a run folder.
@@ -109,6 +110,7 @@ class Log:
 
     every: int | None = None
     progress: bool = True
+    grad_norm: bool = False
     tensorboard: bool = False
     peaks: bool = False
     profile: tuple[int, int] | None = None

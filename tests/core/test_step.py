@@ -42,7 +42,7 @@ def test_the_gradient_is_that_of_the_objective(name):
     batch = {"x": X, "y": Y, "mask": MASK, "weights": TOKEN_WEIGHTS}
     state = core.init_state(task, optax.sgd(1.0), batch, strategy=strategy)
     w = np.asarray(state.params["w"], np.float64)
-    new, sums = core.make_train_step(task, optax.sgd(1.0), strategy=strategy)(state, batch)
+    new, sums = core.make_train_step(task, optax.sgd(1.0), strategy=strategy, grad_norm=True)(state, batch)
     weights = (TOKEN_WEIGHTS * MASK[:, None]).astype(np.float64)
     error = X.astype(np.float64) @ w - Y
     objective = np.sum(weights * error**2) / weights.sum() + 0.1 * np.sum(w**2)

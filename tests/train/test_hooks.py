@@ -523,7 +523,7 @@ def test_tensorboard_files_hold_the_rows(tmp_path):
 
     run = fit(
         out=tmp_path / "r",
-        log=train.Log(every=5, progress=False, tensorboard=True),
+        log=train.Log(every=5, progress=False, grad_norm=True, tensorboard=True),
         validation=source(5, 3),
         validate_every=10,
     )
