@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxnn.bench.collect import benchmark as benchmark
     from jaxnn.bench.comparison import Comparison as Comparison
     from jaxnn.bench.comparison import compare as compare
+    from jaxnn.bench.explaining import explain as explain
     from jaxnn.bench.exporting import export as export
     from jaxnn.bench.guards import BenchError as BenchError
     from jaxnn.bench.measurement import Failure as Failure
@@ -54,6 +55,7 @@ _HOMES = {
     "benchmark": "collect",
     "compare": "comparison",
     "device_times": "profiling",
+    "explain": "explaining",
     "export": "exporting",
     "load": "schema",
     "measure": "measurement",

@@ -15,7 +15,7 @@ from jax.extend import core as jex
 from jaxnn.cost import hlo, jaxprs, source
 
 _STAGE = re.compile(r"(?:^|[.\s(])(\w+)\.<locals>\.update(?:_fn)?(?:\.<locals>\..*)?\)?$")
-_CONTAINERS = frozenset(("chain", "with_extra_args_support", "named_chain"))
+_CONTAINERS = frozenset(("chain", "with_extra_args_support", "named_chain", "make_update_fn"))
 _ROW = re.compile(r"^(\d+) (?:\"(.*)\"|\{(.*)\})$")
 _FRAME = re.compile(r"\bstack_frame_id=(\d+)")
 _CONTROL = frozenset(("while", "body", "cond", "closed_call", "eval_jaxpr", "scan", "branch", "pjit", "shard_map"))

@@ -112,7 +112,10 @@ def register(commands: Any) -> None:
     explain.add_argument("-o", "--out", default="explain.html", metavar="PAGE", help="the page (explain.html)")
     explain.add_argument("--against", metavar="OTHER", help="another target, or a saved explanation (JSON)")
     explain.add_argument("--save", metavar="FILE", help="keep the explanation, for --against")
-    explain.add_argument("--peaks", action="store_true", help="measure peaks, and place the step on the roofline")
+    explain.add_argument("--peaks", action="store_true", help="measure peaks, and say how long a call takes at least")
+    explain.add_argument(
+        "--profile", type=int, default=0, metavar="N", help="run N calls, and show where the time went"
+    )
 
 
 _K = 'keep the cases whose name holds the words; "and", "or" and "not" join them'
@@ -366,6 +369,7 @@ def _explain(args: argparse.Namespace) -> int:
         name=args.target,
         donate=donate,
         peaks=probes.peaks() if args.peaks else None,
+        profile=args.profile,
     )
     if args.save:
         found.save(args.save)
