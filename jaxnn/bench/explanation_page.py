@@ -6,7 +6,7 @@ from jaxnn.bench import display
 from jaxnn.bench.explaining import ROWS, Explanation, Part
 from jaxnn.report import Page
 
-_PARTS = ("share", "FLOPs", "bytes", "line", "layer", "stage", "phase", "primitives")
+_PARTS = ("share", "FLOPs", "bytes", "line", "layer or stage", "phase", "primitives")
 _OPS = ("share", "a call", "operation", "origin")
 
 
@@ -35,7 +35,7 @@ def make(found: Explanation, against: Explanation | None) -> Page:
         page.table([(k, display.duration(v)) for k, v in found.floors.items()], ("limit", "a call"))
     if found.ops:
         page.heading("Time by operation").text("Device time of the costliest operations, from a profile.")
-        page.table([(f"{100 * s:.1f} %", display.duration(t), op, o) for op, o, t, s in found.ops], _OPS)
+        page.table([(_kept(f"{100 * s:.1f} %"), _kept(display.duration(t)), op, o) for op, o, t, s in found.ops], _OPS)
     page.heading("Operations by cost").text(
         "FLOPs by the line that wrote them. Bytes are operands and results as if nothing were fused: an upper estimate."
     )
@@ -62,9 +62,26 @@ def make(found: Explanation, against: Explanation | None) -> Page:
 
 def _row(part: Part, total: float) -> tuple[str, ...]:
     share = f"{100 * part.flops / total:.1f} %" if total else "-"
-    amounts = display.amount(part.flops, "F"), display.amount(part.bytes, "B")
-    names = ", ".join(part.primitives)
-    return share, *amounts, part.source or "?", part.layer or "-", part.stage or "-", part.phase, names
+    place = part.stage or part.layer or "-"
+    names = ", ".join(part.primitives[:3])
+    return (
+        _kept(share),
+        _amount(part.flops, "F"),
+        _amount(part.bytes, "B"),
+        part.source or "?",
+        place,
+        part.phase,
+        names,
+    )
+
+
+def _kept(text: str) -> str:
+    """Text that is not broken at its spaces, so that a table's numbers stay on one line."""
+    return text.replace(" ", "\u00a0")
+
+
+def _amount(value: float, unit: str) -> str:
+    return _kept(display.amount(value, unit))
 
 
 def _rest(parts: Iterable[Part], total: float) -> str:
@@ -74,7 +91,7 @@ def _rest(parts: Iterable[Part], total: float) -> str:
 def _grouped(page: Page, title: str, found: Explanation, key: Callable[[Part], str]) -> None:
     total = found.totals["FLOPs"] or 1.0
     rows = [
-        (f"{100 * flops / total:.1f} %", display.amount(flops, "F"), display.amount(size, "B"), name)
+        (_kept(f"{100 * flops / total:.1f} %"), _amount(flops, "F"), _amount(size, "B"), name)
         for name, (flops, size) in list(found.by(key).items())[:ROWS]
     ]
     page.heading(title).table(rows, ("share", "FLOPs", "bytes", title.lower().removeprefix("by ")))

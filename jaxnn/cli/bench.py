@@ -359,8 +359,11 @@ def _explain(args: argparse.Namespace) -> int:
     step, arguments, donate = collect.program(args.target)
     against: Any = None
     if args.against:
-        is_file = pathlib.Path(args.against).is_file()
-        against = args.against if is_file else collect.program(args.against)[:2]
+        if pathlib.Path(args.against).is_file():
+            against = explaining.load(args.against)
+        else:
+            other, given, donated = collect.program(args.against)
+            against = explaining.explain(other, *given, name=args.against, donate=donated)
     found = explaining.explain(
         step,
         *arguments,
