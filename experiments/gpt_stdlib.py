@@ -10,14 +10,12 @@ import dataclasses
 import gzip
 import lzma
 import sys
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 from jaxnn import data, losses, metrics, models, parallel, rng, runs, train, tree
 
@@ -37,17 +35,16 @@ class Config:
     precision: Literal["float32", "matmul_bf16"] = "matmul_bf16"  # operands of matrix products
     seed: int = 0
     strategy: Literal["single", "replicate", "pmap"] = "single"
-    devices: int = 1  # data-parallel devices; forced ones where there is no accelerator
+    devices: int | None = None  # data-parallel devices, None for all; forced ones where there is no accelerator
     out: str | None = None  # the run's folder; None for the next free runs/gpt_stdlib-N
     resume: bool = False  # go on with the run in `out`, or with the newest
-    tensorboard: bool = False
     profile: str | None = None  # data steps to trace, "20:25"
 
 
 # ---- data
 
 
-def sources(length: int) -> tuple[data.TextFiles, data.TextFiles, list[Path]]:
+def sources(length: int) -> tuple[data.TextFiles, data.TextFiles, list[Any]]:
     """Windows of the training files, windows of the held-out ones, and the held-out files."""
     train_files, held_out = data.stdlib_files()
     return data.TextFiles(train_files, length=length), data.TextFiles(held_out, length=length), held_out
@@ -80,13 +77,9 @@ def muon() -> optax.GradientTransformation:
 def optimizer(cfg: Config) -> optax.GradientTransformation:
     """Muon for matrices and Adam for the rest under one schedule; `learning_rate` in the state is Muon's."""
     warmup = min(cfg.warmup, cfg.steps // 2)
-    schedule = optax.schedules.join_schedules(
-        [
-            optax.schedules.linear_schedule(cfg.lr / (warmup + 1), cfg.lr, warmup),
-            optax.schedules.linear_schedule(cfg.lr, 0.03 * cfg.lr, cfg.steps - warmup),
-        ],
-        [warmup],
-    )
+    up = optax.schedules.linear_schedule(cfg.lr / (warmup + 1), cfg.lr, warmup)
+    down = optax.schedules.linear_schedule(cfg.lr, 0.03 * cfg.lr, cfg.steps - warmup)
+    schedule = optax.schedules.join_schedules([up, down], [warmup])
     groups: dict[Any, optax.GradientTransformation] = {
         "muon": muon(),
         "adam": optax.chain(optax.scale_by_adam(b2=0.95), optax.scale(cfg.adam_lr / cfg.lr)),
@@ -101,9 +94,8 @@ def optimizer(cfg: Config) -> optax.GradientTransformation:
 
 def build(cfg: Config) -> train.Setup:
     """Everything that `fit` needs, for tools to reuse."""
-    net = model(cfg)
-    windows, held_out, _ = sources(net.config.length)
-    task = train.supervised(net, losses.cross_entropy, {"bits_per_byte": metrics.bits_per_byte})
+    windows, held_out, _ = sources(model(cfg).config.length)
+    task = train.supervised(model(cfg), losses.cross_entropy, {"bits_per_byte": metrics.bits_per_byte})
     sample = data.Arrays(held_out.take(np.arange(0, len(held_out), max(1, len(held_out) // 64))))
     return train.Setup(task=task, tx=optimizer(cfg), data=windows, validation=sample)
 
@@ -115,9 +107,10 @@ class Samples(train.Hook):
     """Lets the model write at several points of the run."""
 
     at_end = True
+    prompt = b"def "
 
-    def __init__(self, net: models.GPT, prompt: bytes = b"def "):
-        self.net, self.prompt = net, prompt
+    def __init__(self, net: models.GPT):
+        self.net = net
 
     def every(self, plan: train.Plan) -> int:
         return max(1, plan.steps // 50)
@@ -125,10 +118,10 @@ class Samples(train.Hook):
     def act(self, at: train.Moment) -> None:
         if not at.final and at.step // self.every(at.plan) not in (1, 2, 5, 12, 25, 40):
             return
-        params = jax.device_put(jax.device_get(at.state.params), jax.devices()[0])
-        key = rng.wrap(jax.device_get(at.state.key))
-        tokens = models.generate(self.net, params, self.prompt, steps=240, temperature=0.7, key=key)
+        params, key = jax.device_put(jax.device_get((at.state.params, at.state.key)), jax.devices()[0])
+        tokens = models.generate(self.net, params, self.prompt, steps=240, temperature=0.7, key=rng.wrap(key))
         text = (self.prompt + bytes(tokens.tolist())).decode("utf-8", "replace")
+        text = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
         at.journal("sample", text=text)
         at.show(f"---- step {at.step} writes\n{text}\n----")
 
@@ -136,53 +129,33 @@ class Samples(train.Hook):
 # ---- the comparison
 
 
-def score(cfg: Config, task: train.Task, state: train.State, files: list[Path]) -> list[list[Any]]:
-    """Bits per byte of every held-out file, every byte scored once: [file, bytes, ours, gzip -9, xz -9e] a row."""
+def compare(cfg: Config, task: train.Task, state: train.State) -> tuple[dict[str, float], list[list[Any]]]:
+    """Bits per byte of the held-out files, every byte scored once: totals by name, and a row a file."""
 
     def nats(params: Any, model_state: Any, batch: Any) -> Any:
         logits = task.predict(params, model_state, batch)
         return jnp.sum(losses.cross_entropy(logits, batch["y"]) * batch["weights"], axis=-1)
 
+    def compressed(text: bytes) -> tuple[int, int]:
+        return 8 * len(gzip.compress(text, 9)), 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))
+
     length = model(cfg).config.length
+    files = sources(length)[2]
     texts = [file.read_bytes() for file in files]
     windows = [data.scoring_windows(text, length) for text in texts]
     joined = data.Arrays({name: np.concatenate([w[name] for w in windows]) for name in windows[0]})
     per_window = train.predict(dataclasses.replace(task, predict=nats), state, joined, batch_size=4 * cfg.batch)
-    ends = np.cumsum([len(w["x"]) for w in windows])
-    rows: list[list[Any]] = []
-    for file, text, part in zip(files, texts, np.split(per_window.astype(np.float64), ends[:-1]), strict=True):
-        ours = part.sum() / np.log(2) / len(text)
-        rows.append([file.name, len(text), ours, *(8 * len(c) / len(text) for c in compressed(text))])
-    return rows
-
-
-def compressed(text: bytes) -> tuple[bytes, bytes]:
-    """What `gzip -9` and `xz -9e` make of it."""
-    return gzip.compress(text, 9), lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)
-
-
-def compare(cfg: Config, task: train.Task, state: train.State) -> tuple[dict[str, float], list[list[Any]]]:
-    """Totals in bits per byte over the held-out files, and the rows behind them."""
-    files = sources(model(cfg).config.length)[2]
-    rows = score(cfg, task, state, files)
-    size = np.array([row[1] for row in rows])
-    ours, by_gzip, by_xz = (float((np.array([row[i] for row in rows]) * size).sum() / size.sum()) for i in (2, 3, 4))
-    whole = b"".join(file.read_bytes() for file in files)
-    gzip_whole, xz_whole = (8 * len(c) / len(whole) for c in compressed(whole))
-    totals = {"ours": ours, "gzip": by_gzip, "xz": by_xz, "gzip_concatenated": gzip_whole, "xz_concatenated": xz_whole}
-    return totals, rows
+    ends = np.cumsum([len(w["x"]) for w in windows])[:-1]
+    by_file = [part.sum() / np.log(2) for part in np.split(per_window.astype(np.float64), ends)]
+    bits = np.array([[ours, *compressed(text)] for ours, text in zip(by_file, texts, strict=True)])
+    sizes = np.array([len(text) for text in texts])
+    rows = [[f.name, n, *b] for f, n, b in zip(files, sizes.tolist(), (bits / sizes[:, None]).tolist(), strict=True)]
+    totals = [*bits.sum(0), *compressed(b"".join(texts))]
+    names = ("ours", "gzip", "xz", "gzip_concatenated", "xz_concatenated")
+    return {name: float(total / sizes.sum()) for name, total in zip(names, totals, strict=True)}, rows
 
 
 # ---- the run
-
-
-def folder(cfg: Config) -> Path:
-    """`out`, the newest run, or the next free name."""
-    if cfg.out is not None:
-        return Path(cfg.out)
-    there = sorted(Path("runs").glob("gpt_stdlib-[0-9][0-9][0-9]"))
-    last = int(there[-1].name.rsplit("-", 1)[1]) if there else 0
-    return Path("runs") / f"gpt_stdlib-{last if cfg.resume and last else last + 1:03d}"
 
 
 def main(cfg: Config) -> dict[str, float]:
@@ -190,11 +163,7 @@ def main(cfg: Config) -> dict[str, float]:
     parallel.compilation_cache()
     strategy = parallel.by_name(cfg.strategy, cfg.devices)
     setup = build(cfg)
-    out = folder(cfg)
-    start, _, stop = (cfg.profile or "").partition(":")
-    if cfg.profile and not (start.isdigit() and stop.isdigit()):
-        sys.exit(f"--profile {cfg.profile}: give two data steps, --profile 20:25")
-    span = (int(start), int(stop)) if cfg.profile else None
+    out = train.run_folder("gpt_stdlib", cfg.out, cfg.resume)
     print(f"{setup.data}\n-> {out}", flush=True)
     run = train.fit(
         setup.task,
@@ -206,35 +175,24 @@ def main(cfg: Config) -> dict[str, float]:
         strategy=strategy,
         validation=setup.validation,
         hooks=[Samples(model(cfg))],
-        log=train.Log(every=10, grad_norm=True, tensorboard=cfg.tensorboard, peaks=True, profile=span),
+        log=train.Log(every=10, grad_norm=True, peaks=True, profile=train.span(cfg.profile)),
         out=out,
         resume=cfg.resume,
         config=dataclasses.asdict(cfg),
     )
-    if run.stopped:
+    if run.stopped or run.folder is None:
         sys.exit(f"stopped: {run.stopped}")
     print("scoring every byte of the held-out files ...", flush=True)
     totals, rows = compare(cfg, run.task, run.state)
-    assert run.folder is not None  # `out` was given
     run.folder.journal.append("score", cfg.steps, **totals)
-    whole = [["this model", totals["ours"], None]]
-    whole += [
-        [f"{name} {level}", totals[name], totals[f"{name}_concatenated"]]
-        for name, level in (("gzip", "-9"), ("xz", "-9e"))
-    ]
-    sections = [
-        runs.Section("Held-out files, bits per byte", whole, ["", "file by file", "concatenated"]),
-        runs.Section("File by file", rows, ["held-out file", "bytes", "this model", "gzip -9", "xz -9e"]),
-    ]
-    runs.write_summary(run.folder, run.state.params, sections=sections)
+    whole = [[name, totals[name], totals.get(f"{name}_concatenated")] for name in ("ours", "gzip", "xz")]
+    summary = runs.Section("Held-out files, bits per byte", whole, ["", "file by file", "concatenated"])
+    by_file = runs.Section("File by file", rows, ["held-out file", "bytes", "this model", "gzip -9", "xz -9e"])
+    runs.write_summary(run.folder, run.state.params, sections=[summary, by_file])
     print("bits per byte: " + "  ".join(f"{name} {value:.3f}" for name, value in totals.items()))
     print(f"report: {run.folder.report}")
     return totals
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config))
-    except train.Interrupted as interrupted:
-        print(f"\n{interrupted}", file=sys.stderr)
-        sys.exit(128 + interrupted.signal)
+    train.command(main, Config)

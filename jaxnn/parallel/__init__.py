@@ -44,20 +44,21 @@ def pmap(devices: int | list[jax.Device] | None = None) -> Pmap:
 STRATEGIES = {"single": single, "replicate": replicate, "pmap": pmap}
 
 
-def by_name(name: str, devices: int = 1) -> Single:
-    """The strategy that a command line names, over the first `devices` devices (forced ones on a CPU).
+def by_name(name: str, devices: int | None = None) -> Single:
+    """The strategy that a command line names, over the first `devices` devices.
 
-    Call it before anything else uses JAX.
+    None is every device there is (one, for "single"). On a CPU, several are forced. Call it before anything else uses
+    JAX.
 
     Raises:
         ValueError: If the name is unknown, there are fewer devices, or "single" is to use several.
     """
     if name not in STRATEGIES:
         raise ValueError(f"parallel.by_name: {name!r} is unknown. Tried: {', '.join(STRATEGIES)}. Write one of them.")
-    if name == "single" and devices > 1:
+    if name == "single" and (devices or 1) > 1:
         raise ValueError(
             f"parallel.by_name: 'single' uses one device, {devices} were asked for. Write 'replicate' or 'pmap'."
         )
-    if devices > 1:
+    if devices is not None and devices > 1:
         force_host_devices(devices)
     return single() if name == "single" else STRATEGIES[name](devices)

@@ -88,7 +88,7 @@ def test_the_command_line_runs_every_strategy_alike(tmp_path):
             "import sys; from experiments import gpt_stdlib as g; "
             "names = ['ours', 'gzip', 'xz', 'gzip_concatenated', 'xz_concatenated']; "
             "g.compare = lambda *a: (dict.fromkeys(names, 0.0), []); "
-            "import tyro; g.main(tyro.cli(g.Config))"
+            "from jaxnn import train; train.command(g.main, g.Config)"
         )
         arguments = ["--size", "tiny", "--steps", "3", "--batch", "2", "--precision", "float32"]
         environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
@@ -106,12 +106,3 @@ def test_the_command_line_runs_every_strategy_alike(tmp_path):
     assert len(losses["single"]) == 3
     np.testing.assert_allclose(losses["replicate"], losses["single"], rtol=1e-5)
     np.testing.assert_allclose(losses["pmap"], losses["single"], rtol=1e-5)
-
-
-def test_the_next_folder_is_free_and_resume_takes_the_newest(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert gpt_stdlib.folder(TINY) == Path("runs/gpt_stdlib-001")
-    Path("runs/gpt_stdlib-001").mkdir(parents=True)
-    assert gpt_stdlib.folder(TINY) == Path("runs/gpt_stdlib-002")
-    assert gpt_stdlib.folder(dataclasses.replace(TINY, resume=True)) == Path("runs/gpt_stdlib-001")
-    assert gpt_stdlib.folder(dataclasses.replace(TINY, out="here")) == Path("here")

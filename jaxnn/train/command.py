@@ -1,0 +1,62 @@
+"""Running an experiment as a command: config from arguments, errors in a line, interruption as an exit code."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxnn.train.run import Interrupted
+
+# The form in which this library says what is wrong with what it was given: "train.fit: ...", "data.TextFiles: ...".
+_OURS = re.compile(r"(train|data|losses|metrics|models|parallel|runs|core|tree|rng|sharding|cost|bench)\.\w[\w.]*: ")
+USAGE = 2
+
+
+def run_folder(name: str, out: str | None = None, resume: bool = False) -> Path:
+    """Where an experiment's run goes: `out`; else the next free `runs/NAME-001`, or to resume, the newest there is."""
+    if out is not None:
+        return Path(out)
+    endings = [path.name.removeprefix(f"{name}-") for path in Path("runs").glob(f"{name}-*")]
+    last = max((int(ending) for ending in endings if ending.isdigit()), default=0)
+    return Path("runs") / f"{name}-{last if resume and last else last + 1:03d}"
+
+
+def span(text: str | None) -> tuple[int, int] | None:
+    """Two data steps as a command line gives them: "20:25" is (20, 25).
+
+    Raises:
+        ValueError: If the text is something else.
+    """
+    if text is None:
+        return None
+    start, _, stop = text.partition(":")
+    if not (start.isdigit() and stop.isdigit()):
+        raise ValueError(f"train.span: {text!r} is not START:STOP. Give two data steps, 20:25.")
+    return int(start), int(stop)
+
+
+def command(main: Callable[[Any], Any], config: type, argv: list[str] | None = None) -> Any:
+    """Calls `main(config(...))` with the config that the command line gives; `--help` lists its fields.
+
+    What the library refuses is printed as one line, exit code 2. A run interrupted by Ctrl-C or SIGTERM has been saved;
+    how to go on is printed, exit code 128 + the signal's number. Everything else is raised.
+
+    Args:
+        main: The experiment.
+        config: A dataclass; its fields' comments become the help.
+        argv: Arguments; by default the process's.
+    """
+    import tyro
+
+    settings = tyro.cli(config, args=argv)
+    try:
+        return main(settings)
+    except Interrupted as interrupted:
+        print(f"\n{interrupted}", file=sys.stderr)
+        sys.exit(128 + interrupted.signal)
+    except (TypeError, ValueError) as error:
+        if not _OURS.match(str(error)):
+            raise
+        print(error, file=sys.stderr)
+        sys.exit(USAGE)
