@@ -4,6 +4,8 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from jaxnn.cost import jaxprs
 
 _FOLD = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "max": max, "min": min}
@@ -16,16 +18,21 @@ def known(atom: Any, values: dict[int, int]) -> int | None:
     """The integer that an operand is known to be, or None."""
     if not jaxprs.is_literal(atom):
         return values.get(id(atom))
-    shape, dtype = getattr(atom.aval, "shape", ()), getattr(atom.aval, "dtype", None)
-    return int(atom.val) if shape == () and dtype is not None and dtype.kind in "iu" else None
+    return int(atom.val) if _is_whole(atom.aval) else None
+
+
+def _is_whole(aval: Any) -> bool:
+    """Whether a value is a scalar integer. A typed key is a scalar, too, and of a dtype that has no kind."""
+    shape, dtype = getattr(aval, "shape", None), getattr(aval, "dtype", None)
+    return shape == () and dtype is not None and jnp.issubdtype(dtype, jnp.integer)
 
 
 def fold(eqn: Any, values: dict[int, int]) -> None:
     """Record the value of a scalar integer equation whose operands are known."""
-    if len(eqn.outvars) != 1 or getattr(eqn.outvars[0].aval, "shape", None) != ():
+    if len(eqn.outvars) != 1 or not _is_whole(eqn.outvars[0].aval):
         return
     operands = [n for v in eqn.invars if (n := known(v, values)) is not None]
-    if len(operands) != len(eqn.invars) or eqn.outvars[0].aval.dtype.kind not in "iu":
+    if len(operands) != len(eqn.invars):
         return
     name = eqn.primitive.name
     if name in _SAME:

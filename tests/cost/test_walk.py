@@ -216,6 +216,24 @@ def test_counted_while_loops_are_exact():
     assert len(traced.flags) == 1
 
 
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_typed_keys_are_no_numbers(impl):
+    """A key made of constants is a scalar of a dtype of its own, also where a loop carries it."""
+
+    def step(x):
+        key = lax.fori_loop(0, 3, lambda i, k: jax.random.fold_in(k, i), jax.random.key(0, impl=impl))
+        key = jax.random.split(jax.random.fold_in(jax.random.clone(key), 3), 2)[1]
+        return x @ x + jax.random.gamma(key, 2.0, (N, N))
+
+    def call(x, key):
+        return x @ x + jax.random.normal(key, (N, N))
+
+    assert cost.of(step, X).products == DOT
+    found = cost.of(call, X, jax.random.key(0, impl=impl))
+    assert found.products == DOT
+    assert found.bytes == 2 * X.nbytes + {"threefry2x32": 8, "rbg": 16}[impl]
+
+
 @pytest.mark.parametrize("name", ["lt", "le", "gt", "ge", "ne"])
 def test_trip_counts_against_a_loop(name):
     compare = {"lt": int.__lt__, "le": int.__le__, "gt": int.__gt__, "ge": int.__ge__, "ne": int.__ne__}[name]
