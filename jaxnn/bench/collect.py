@@ -246,7 +246,8 @@ def program(target: str) -> tuple[Callable[..., Any], tuple, Donate]:
         BenchError: If there is none.
     """
     place, _, name = target.rpartition(":")
-    offered = _of_path(pathlib.Path(place)) if place.endswith(".py") and pathlib.Path(place).is_file() else []
+    file = pathlib.Path(place)
+    offered = _of_file(file) if place.endswith(".py") and file.is_file() and offers(file) else ()
     found: Any = next((item.make() for item in offered if item.name.partition("/")[2] == name), None)
     if found is None:
         found = resolve(target)

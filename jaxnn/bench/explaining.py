@@ -319,8 +319,8 @@ def _floors(work: Any, peaks: Peaks) -> dict[str, float]:
     if product in peaks.by_name and work.flops:
         found[f"{work.dtype or 'float32'} products"] = work.flops / peaks[product].value
     if "copy" in peaks.by_name:
-        found["memory, all fused"] = work.bytes / peaks["copy"].value
-        found["memory, nothing fused"] = work.bytes_upper / peaks["copy"].value
+        found["memory, if all is fused"] = work.bytes / peaks["copy"].value
+        found["memory, if nothing were fused (no floor)"] = work.bytes_upper / peaks["copy"].value
     if "dispatch" in peaks.by_name:
         found["dispatch"] = peaks["dispatch"].value
     return found
