@@ -281,7 +281,7 @@ def _gate(args: argparse.Namespace) -> int:
     def measure(case: Any) -> Any:
         if isinstance(case, collect.Arms):
             case = next(iter(case.cases.values()))
-        path = baseline if single else baseline / f"{re.sub(r'[^\w.-]+', '-', case.name)}.json"
+        path = baseline if single else baseline / (re.sub(r"[^\w.-]+", "-", case.name) + ".json")
         if args.record:
             replaying.record(path, case, args.seed)
             return _Recorded(f"{case.name}   recorded in {path}")
