@@ -25,10 +25,11 @@ def looped(trips):
 
 
 def test_device_time_follows_the_work_and_stays_below_the_wall():
-    short, long = (profiling.device_times(looped(trips)[1], 4) for trips in (10, 200))
+    short, long = (profiling.device_times(looped(trips)[1], 6) for trips in (10, 200))
     assert short.devices == (0,)
-    assert len(long.wall_s) == len(long.span_s) == 4
-    assert long.device_s > 4 * short.device_s
+    assert len(long.wall_s) == len(long.span_s) == 6
+    assert min(long.span_s)[0] > 4 * min(short.span_s)[0]  # the least disturbed of each
+    assert long.device_s >= min(long.span_s)[0]
     for call, wall in zip(long.span_s, long.wall_s):
         assert 0 < call[0] <= wall
     assert short.skew == 0

@@ -1,6 +1,7 @@
 """`jaxnn bench`: every action on tiny cases, its exit status, and one message for what cannot be."""
 
 import json
+import math
 import subprocess
 
 import jax
@@ -248,7 +249,8 @@ def test_the_page_holds_every_part(results, here, capsys):
     assert "A &lt;title&gt;" in html
     for heading in ("Failed", "Comparisons", "Distributions", "Sweep s", "Roofline", "History", "Environment"):
         assert f"<h2>{heading}</h2>" in html
-    assert html.count("<svg") == 7  # forest, two measurements, one comparison, the sweep's fit, roof, history
+    forest = math.isfinite(compared.interval.high)  # too few rounds on a busy machine have no interval to draw
+    assert html.count("<svg") == 6 + forest  # two measurements, one comparison, the sweep's fit, roof, history
     assert "t = " in html
     assert call("report", results / "a.json", "-o", "one.html") == 0
     assert "<h2>History</h2>" not in (here / "one.html").read_text()
