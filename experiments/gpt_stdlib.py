@@ -1,6 +1,6 @@
-"""A byte-level GPT learns Python from the standard library's own sources.
+"""A byte-level GPT on Python's standard library: 1.535 bits a byte on held-out files (one run), 11 min, 2 CPU cores.
 
-python -m experiments.gpt_stdlib                          # 1.9 M parameters, 10-15 minutes on 2 CPU cores
+python -m experiments.gpt_stdlib                          # 1.8 M parameters; gzip -9 gives 2.094, xz -9e 1.972
 python -m experiments.gpt_stdlib --size tiny --steps 200  # a minute
 python -m experiments.gpt_stdlib --devices 8 --strategy replicate
 python -m experiments.gpt_stdlib --resume                 # goes on with the newest run, to the byte
