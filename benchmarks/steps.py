@@ -3,6 +3,7 @@
 The MLP's and the GPT's are the steps that `train` compiles: forward, backward, AdamW's update, a donated state.
 """
 
+import sys
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxnn import bench, core, losses, models, parallel
+from jaxnn import bench, cli, core, losses, models, parallel
 from jaxnn.core.state import complete
 from jaxnn.core.step import make_step
 
@@ -57,3 +58,7 @@ def squared_relu() -> tuple[dict[str, Any], tuple]:
     """Two ways to square a ReLU, as arms: the GPT's activation and the product of two."""
     arms = {"square": lambda x: jnp.square(jax.nn.relu(x)), "product": lambda x: jax.nn.relu(x) * jax.nn.relu(x)}
     return arms, (jax.random.normal(jax.random.key(0), (512, 1024)),)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["bench", "run", __file__, *sys.argv[1:]]))
