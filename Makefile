@@ -15,6 +15,8 @@ NEWEST ?= $(shell python3.13 -c '$(ASK)' 2>/dev/null || \
 NEWEST := $(NEWEST)
 endif
 
+BENCHES ?= imports dispatch overhead compile loader checkpoint
+
 .DEFAULT_GOAL := help
 .PHONY: help train test test-newest test-all check bench doctor
 .DELETE_ON_ERROR:
@@ -41,8 +43,9 @@ check: .venv/.installed-dev ## Lint, format, types and the order of the rooms.
 	@.venv/bin/pyrefly check --python-interpreter-path .venv/bin/python
 	@.venv/bin/lint-imports --no-logo
 
-bench: .venv/.installed-test ## Every benchmark, one after the other.
-	@for f in benchmarks/[a-z]*.py; do name=$$(basename $$f .py); echo "== $$name"; .venv/bin/python -m benchmarks.$$name $(ARGS) || exit 1; done
+bench: .venv/.installed-test ## The short benchmarks, each figure beside its goal; at most 10 minutes, alone on the machine.
+	@for name in $(BENCHES); do echo "== $$name"; .venv/bin/python -m benchmarks.$$name || exit 1; done
+	@echo '== steps'; .venv/bin/python -m jaxnn bench run benchmarks/steps.py $(ARGS)
 
 doctor: .venv/.installed-experiments ## What of this machine will work, and what will not.
 	@.venv/bin/python -m jaxnn doctor $(ARGS)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxnn.bench import display, guards, probes, roofline, statistics, timing, work
+from jaxnn.bench import display, guards, probes, profiling, roofline, statistics, timing, work
 from jaxnn.bench.case import Case, Donate
 from jaxnn.bench.compilation import Compile, Program, build
 from jaxnn.bench.roofline import Roofline
@@ -102,6 +102,7 @@ def measure(
     seed: int = 0,
     ask_cache: bool = False,
     peaks: bool = False,
+    device_time: bool = False,
     block_s: float = timing.BLOCK_S,
 ) -> Measurement:
     """Measures one program: compile time from cold caches, then the time of a call until its interval is narrow.
@@ -117,6 +118,8 @@ def measure(
         seed: Of the arguments' key and of the order of slots.
         ask_cache: Also find out whether jax's persistent cache has the program.
         peaks: Also run probes of the machine's peaks in turns with the step, and say which limit it runs against.
+        device_time: Also profile some calls afterwards; a note tells the devices' own time beside the wall's, and on
+            several devices the slowest and the skew.
         block_s: Length of a timed block, seconds.
 
     Raises:
@@ -150,11 +153,14 @@ def measure(
             if precise or final:
                 break
     interval = dataclasses.replace(interval, level=level)
-    if not probed:
-        return summarise(name, program, [row[0] for row in rounds], interval, precise)
-    done = work.of(program.traced, program.compiled, program.args)
-    found = roofline.attribute(name, done, x[0], (probed[0], x[1]), (probed[1], x[2]))
-    return summarise(name, program, [row[0] for row in rounds], interval, precise, found)
+    found = None
+    if probed:
+        done = work.of(program.traced, program.compiled, program.args)
+        found = roofline.attribute(name, done, x[0], (probed[0], x[1]), (probed[1], x[2]))
+    result = summarise(name, program, [row[0] for row in rounds], interval, precise, found)
+    if not device_time:
+        return result
+    return dataclasses.replace(result, notes=(*result.notes, str(profiling.of_program(program))))
 
 
 def summarise(

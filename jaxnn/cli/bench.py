@@ -49,6 +49,7 @@ def register(commands: Any) -> None:
     run.add_argument("--out", metavar="FILE", help="keep the results and every raw sample (JSON, jaxnn.bench/1)")
     run.add_argument("--list", action="store_true", help="only name the cases")
     run.add_argument("--peaks", action="store_true", help="probe the machine's peaks in turns with each case")
+    run.add_argument("--device-time", action="store_true", help="profile each case too: the devices' own time")
     run.add_argument("--precision", type=float, default=0.01, metavar="X", help="stop at +-X of the median (0.01)")
     _timing(run, 5.0)
 
@@ -217,6 +218,7 @@ def _run(args: argparse.Namespace) -> int:
             max_seconds=args.max_seconds,
             seed=args.seed,
             peaks=args.peaks,
+            device_time=args.device_time,
         )
 
     return _finish(_each(items, measure), args.out)

@@ -133,3 +133,21 @@ except AttributeError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "module 'jaxnn.bench' has no attribute 'measuer'\n", done.stderr
+
+
+@pytest.mark.parametrize("donate", [None, "thread"])
+def test_the_devices_own_time_stands_beside_the_walls(donate):
+    def step(x):
+        return jnp.sin(x @ x)
+
+    found = bench.measure(
+        "step",
+        step,
+        args=lambda key: (jax.random.normal(key, (200, 200)),),
+        donate=donate,
+        max_seconds=0.3,
+        device_time=True,
+    )
+    (note,) = [note for note in found.notes if note.startswith("device ")]
+    assert "wall" in note
+    assert "5 profiled calls" in note
