@@ -7,6 +7,7 @@
     journal.jsonl      events: starts, saves, rewinds, stops, with time
     checkpoints/       arrays, hook state and loop position in one atomic commit, every byte checksummed
     report.html        written at the end
+    lock               the process that is writing the run, held until it ends
 
 A checkpoint holds global logical arrays by path, so that any strategy reads any other's. It is marked good only when
 the values through its step are known finite, and verified whole before a single array is used: bits flip, disks fill,

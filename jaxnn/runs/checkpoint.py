@@ -161,6 +161,10 @@ class Checkpoints:
         """Steps marked good on disk, ascending."""
         return [s for s in stored.steps(self.folder) if stored.is_good(stored.step_folder(self.folder, s))]
 
+    def metrics(self) -> dict[int, float]:
+        """The metric of each checkpoint that was given one, ascending by step."""
+        return {step: metric for step, metric in sorted(self._metrics.items()) if metric is not None}
+
     def discard_after(self, step: int) -> list[int]:
         """Removes the checkpoints after `step`, untrue once a run goes on from there; returns their steps."""
         self.wait()

@@ -6,17 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxnn.runs import stored
 from jaxnn.runs.checkpoint import Checkpoints
 from jaxnn.runs.durable import write_json
 from jaxnn.runs.environment import fingerprint
 from jaxnn.runs.journal import Journal
+from jaxnn.runs.lock import LOCK, FolderLock
 from jaxnn.runs.logs import MetricFile
 
-CONFIG, ENVIRONMENT = "config.json", "environment.json"
+CONFIG, ENVIRONMENT, CHECKPOINTS = "config.json", "environment.json", "checkpoints"
 
 
 class RunFolder:
-    """The files of one run. Use `create` or `open`.
+    """The files of one run. Use `create` or `open`; whoever writes a run holds it until `release`.
 
     Attributes:
         path: The folder.
@@ -27,8 +29,8 @@ class RunFolder:
         report: Path of `report.html`.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any]):
-        self.path, self.config = path, config
+    def __init__(self, path: Path, config: dict[str, Any], lock: FolderLock | None = None):
+        self.path, self.config, self._lock = path, config, lock
         self.metrics = MetricFile(path / "metrics.jsonl")
         self.timing = MetricFile(path / "timing.jsonl")
         self.journal = Journal(path / "journal.jsonl")
@@ -36,7 +38,12 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike, config: Mapping[str, Any], *, environment: Mapping[str, Any] | None = None
+        cls,
+        path: str | os.PathLike,
+        config: Mapping[str, Any],
+        *,
+        environment: Mapping[str, Any] | None = None,
+        hold: bool = False,
     ) -> "RunFolder":
         """Makes a new run folder; an empty folder that exists will do.
 
@@ -44,46 +51,47 @@ class RunFolder:
             path: Where; parents are made.
             config: JSON (tuples become lists).
             environment: By default `fingerprint()`.
+            hold: Keep other writers out until `release`, or until this process ends.
 
         Raises:
             TypeError: If `config` is not JSON.
-            ValueError: If `path` is a file, cannot be written, holds a run already, or holds something else.
+            ValueError: If `path` is a file, cannot be written, holds a run already, or holds something else; with
+                `hold`, if another process is writing there.
         """
         path = Path(path).absolute()
         plain = plain_config(config)
         _refuse_file(path)
-        if (path / CONFIG).exists():
-            raise ValueError(
-                f"runs.RunFolder.create: {path} already holds a run. Give resume=True to go on, or another out=."
-            )
+        _refuse_run(path)
+        lock = None
         try:
             path.mkdir(parents=True, exist_ok=True)
-            # A kill between the two files below leaves the first alone: that folder is still ours to fill.
-            foreign = sorted(
-                p.name for p in path.iterdir() if p.name not in (ENVIRONMENT, ENVIRONMENT + ".tmp", CONFIG + ".tmp")
-            )
-            if not foreign:
-                write_json(path / ENVIRONMENT, dict(fingerprint() if environment is None else environment))
-                write_json(path / CONFIG, plain)
-        except OSError as error:
+            _refuse_foreign(path)
+            lock = FolderLock(path) if hold else None
+            _refuse_run(path)  # another process may have made one meanwhile
+            write_json(path / ENVIRONMENT, dict(fingerprint() if environment is None else environment))
+            write_json(path / CONFIG, plain)
+        except BaseException as error:
+            if lock is not None:
+                lock.release()
+            if not isinstance(error, OSError):
+                raise
             raise ValueError(
                 f"runs.RunFolder.create: cannot write to {path}: {error.strerror or error}. "
                 "Give out= a folder that you may write to."
             ) from error
-        if foreign:
-            shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
-            raise ValueError(
-                f"runs.RunFolder.create: {path} is not empty and holds no run (no {CONFIG}); found {shown}. "
-                "Give out= a new or empty folder."
-            )
-        return cls(path, plain)
+        return cls(path, plain, lock)
 
     @classmethod
-    def open(cls, path: str | os.PathLike) -> "RunFolder":
+    def open(cls, path: str | os.PathLike, *, hold: bool = False) -> "RunFolder":
         """Opens the run that `path` holds.
 
+        Args:
+            path: Where it is.
+            hold: Keep other writers out until `release`, or until this process ends; readers need not.
+
         Raises:
-            ValueError: If there is no run there (nothing to resume from), or its config cannot be read.
+            ValueError: If there is no run there (nothing to resume from), its config cannot be read, or, with `hold`,
+                another process is writing it.
         """
         path = Path(path).absolute()
         _refuse_file(path)
@@ -92,22 +100,37 @@ class RunFolder:
             raise ValueError(
                 f"runs.RunFolder.open: nothing to resume from in {path}: {found}. Start the run without resume=True."
             )
+        lock = _locked(path) if hold else None
         try:
             config = json.loads((path / CONFIG).read_bytes())
         except (OSError, ValueError) as error:
+            if lock is not None:
+                lock.release()
             raise ValueError(
                 f"runs.RunFolder.open: {path / CONFIG} cannot be read: {error}. Restore it, or start a new run."
             ) from error
-        return cls(path, config)
+        return cls(path, config, lock)
+
+    def release(self) -> None:
+        """Lets others write the run, where this holds it; may be called twice."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     @property
     def environment(self) -> dict[str, Any]:
         """What `create` recorded about the machine."""
         return json.loads((self.path / ENVIRONMENT).read_bytes())
 
+    def good_step(self) -> int | None:
+        """The step of the newest good checkpoint, without opening the checkpoints for writing; None for none."""
+        folder = self.path / CHECKPOINTS
+        good = [step for step in stored.steps(folder) if stored.is_good(stored.step_folder(folder, step))]
+        return max(good, default=None)
+
     def checkpoints(self, **options: Any) -> Checkpoints:
         """The run's `Checkpoints`, with their options."""
-        return Checkpoints(self.path / "checkpoints", **options)
+        return Checkpoints(self.path / CHECKPOINTS, **options)
 
     def check_config(self, new: Mapping[str, Any], free: Sequence[str] = ()) -> list[str]:
         """Compares the run's config with the one it is to be resumed with.
@@ -181,3 +204,32 @@ def _fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _refuse_file(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise ValueError(f"runs.RunFolder: {path} is a file. Give out= a folder.")
+
+
+def _refuse_run(path: Path) -> None:
+    if (path / CONFIG).exists():
+        raise ValueError(
+            f"runs.RunFolder.create: {path} already holds a run. Give resume=True to go on, or another out=."
+        )
+
+
+def _refuse_foreign(path: Path) -> None:
+    # A kill between the two files of a new run leaves the first alone: that folder is still ours to fill.
+    ours = (LOCK, ENVIRONMENT, ENVIRONMENT + ".tmp", CONFIG, CONFIG + ".tmp")
+    foreign = sorted(p.name for p in path.iterdir() if p.name not in ours)
+    if foreign:
+        shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
+        raise ValueError(
+            f"runs.RunFolder.create: {path} is not empty and holds no run (no {CONFIG}); found {shown}. "
+            "Give out= a new or empty folder."
+        )
+
+
+def _locked(path: Path) -> FolderLock:
+    try:
+        return FolderLock(path)
+    except OSError as error:
+        raise ValueError(
+            f"runs.RunFolder.open: cannot write to {path}: {error.strerror or error}. "
+            "Make the run's folder writable to go on with it."
+        ) from error

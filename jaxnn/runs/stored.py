@@ -126,7 +126,11 @@ def read_json(path: Path, item: str) -> Any:
 
 
 def verify(path: Path) -> list[str]:
-    """What is wrong with a checkpoint's files, one readable line each; empty when every checksum holds."""
+    """What is wrong with a checkpoint's files, one readable line each; empty when every checksum holds.
+
+    Raises:
+        ValueError: If it is whole and of a format that this version does not know, which is no damage.
+    """
     try:
         seal = (path / SEAL).read_bytes()
     except OSError as error:
@@ -136,7 +140,10 @@ def verify(path: Path) -> list[str]:
         return [f"{SEAL}: its own checksum {crc[:16]!r} does not hold"]
     record = json.loads(body)
     if record["format"] != FORMAT:
-        return [f"{SEAL}: format {record['format']}, this version reads format {FORMAT}"]
+        raise ValueError(
+            f"runs.stored.verify: {path} is a checkpoint of format {record['format']}; this version of jaxnn reads "
+            f"format {FORMAT}. It is left as it is: use the version that wrote it, or a newer one."
+        )
     problems = []
     for name, (size, crc) in record["files"].items():
         if not (path / name).is_file():

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import threading
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -268,6 +269,18 @@ def test_another_model_is_an_error_that_names_leaves_and_sets_nothing_aside(good
         assert "extra_layer" in str(error.value)
         assert c.good_steps() == [1, 2]
     assert stored.set_aside(good) == []
+
+
+def test_a_checkpoint_of_another_format_is_no_damage_and_left_alone(good):
+    seal = good / "00000002" / stored.SEAL
+    body = seal.read_bytes().splitlines(keepends=True)
+    text = b"".join(body[:-1])[:-1].replace(b'"format": 1', b'"format": 2')
+    seal.write_bytes(text + b"\n" + f"{zlib.crc32(text):08x}".encode() + b"\n")
+    before = {p: p.read_bytes() for p in files_of(good)}
+    with runs.Checkpoints(good) as c:
+        with pytest.raises(ValueError, match=r"00000002 is a checkpoint of format 2; .* reads format 1"):
+            c.restore(make_state())
+    assert {p: p.read_bytes() for p in files_of(good)} == before
 
 
 def test_nothing_to_restore_says_so(tmp_path):

@@ -1,11 +1,17 @@
 """The run folder: refuses what is not its own, and names every field of a config that changed."""
 
 import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
 
 import pytest
 
 from jaxnn import runs
 from jaxnn.runs import folder as folder_module
+from jaxnn.runs import lock
 
 CONFIG = {"steps": 10, "model": {"width": 8, "layers": (2, 3)}, "lr": 1e-3, "out": None}
 
@@ -112,3 +118,68 @@ def test_a_config_that_is_not_json_names_the_field(tmp_path):
     with pytest.raises(TypeError, match=r"field 'model\.act' is builtin_function_or_method"):
         create(tmp_path / "x", {"model": {"act": len}})
     assert not (tmp_path / "x").exists()
+
+
+# One writer
+
+WRITER = """
+import sys, time
+from jaxnn import runs
+try:
+    run = runs.RunFolder.open(sys.argv[1], hold=True)
+except ValueError as error:
+    print(error, flush=True)
+else:
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def writer(path):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).resolve().parents[2])}
+    return subprocess.Popen([sys.executable, "-c", WRITER, str(path)], env=environment, **pipes)
+
+
+def test_a_second_writer_is_told_who_holds_the_run_until_it_dies(tmp_path):
+    path = create(tmp_path / "r").path
+    with writer(path) as first:
+        assert first.stdout.readline() == "held\n"
+        said = rf"process {first.pid} is writing the run in .*/r; two at once .*Wait until it has ended, end it"
+        with pytest.raises(ValueError, match=said):
+            runs.RunFolder.open(path, hold=True)
+        with writer(path) as second:
+            assert re.match("runs.RunFolder: " + said, second.stdout.readline())
+        assert runs.RunFolder.open(path).config["steps"] == 10  # who only reads, may
+        first.kill()
+    held = runs.RunFolder.open(path, hold=True)
+    assert (path / "lock").read_text() == str(os.getpid())
+    with pytest.raises(ValueError, match=rf"process {os.getpid()} \(this one\) is writing"):
+        runs.RunFolder.open(path, hold=True)
+    held.release()
+    held.release()
+    with writer(path) as third:
+        assert third.stdout.readline() == "held\n"
+
+
+def test_a_new_folder_is_held_from_its_creation(tmp_path, monkeypatch):
+    run = runs.RunFolder.create(tmp_path / "r", CONFIG, environment={}, hold=True)
+    (run.path / "config.json").unlink()  # as one that is being made: no config yet
+    with pytest.raises(ValueError, match=r"\(this one\) is writing the run"):
+        runs.RunFolder.create(run.path, CONFIG, environment={}, hold=True)
+    run.release()
+    write = folder_module.write_json
+    monkeypatch.setattr(folder_module, "write_json", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        runs.RunFolder.create(run.path, CONFIG, environment={}, hold=True)
+    monkeypatch.setattr(folder_module, "write_json", write)
+    runs.RunFolder.create(run.path, CONFIG, environment={}, hold=True).release()
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(lock.fcntl, "flock", unsupported)
+    with pytest.warns(RuntimeWarning, match="on a file system without locks"):
+        runs.RunFolder.create(tmp_path / "r", CONFIG, environment={}, hold=True).release()
