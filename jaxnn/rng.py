@@ -10,6 +10,8 @@ import contextlib
 import contextvars
 import zlib
 from collections.abc import Iterator
+from numbers import Integral
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +21,34 @@ from jaxnn.typing import Array
 _examples: contextvars.ContextVar[Array | None] = contextvars.ContextVar("jaxnn_examples", default=None)
 
 
+def check_seed(seed: Any, where: str) -> int:
+    """A seed as an int that fits 32 bits, so that the key and the order of examples agree everywhere. Compiles nothing.
+
+    Raises:
+        TypeError: If it is no integer.
+        ValueError: If it is not from 0 to 2**32 - 1.
+    """
+    hint = "Any number from 0 to 2**32 - 1."
+    if not isinstance(seed, Integral) or isinstance(seed, bool):
+        raise TypeError(f"{where}: seed must be an integer, got {seed!r:.60} of type {type(seed).__name__}. {hint}")
+    number = int(seed)
+    if not 0 <= number < 2**32:
+        bound = "at least 0" if number < 0 else "below 2**32"
+        raise ValueError(f"{where}: seed must be {bound}, got {number}. {hint}")
+    return number
+
+
 def seed_key(seed: int) -> Array:
-    """The constant key of a run: uint32[2] raw data of a threefry key."""
+    """The constant key of a run: uint32[2] raw data of a threefry key.
+
+    Args:
+        seed: From 0 to 2**32 - 1.
+
+    Raises:
+        TypeError: If it is no integer.
+        ValueError: If it is out of range: jax would keep its lower 32 bits.
+    """
+    seed = check_seed(seed, "rng.seed_key")
     return jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
 
 

@@ -112,3 +112,11 @@ def test_named_keys_are_the_same_in_every_process():
     np.testing.assert_array_equal(
         data, jax.random.key_data(jax.random.fold_in(jax.random.key(7, impl="threefry2x32"), 1048935694))
     )
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True, "0"])
+def test_a_seed_fits_32_bits(seed):
+    error = ValueError if type(seed) is int else TypeError
+    with pytest.raises(error, match=r"rng\.seed_key: seed must be .*Any number from 0 to 2\*\*32 - 1"):
+        rng.seed_key(seed)
+    assert rng.seed_key(np.int64(2**32 - 1)).tolist() == [0, 2**32 - 1]

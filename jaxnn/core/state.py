@@ -67,11 +67,12 @@ def init_state(
         task: What is learned.
         tx: An optax gradient transformation.
         batch: An example batch (its shapes and dtypes matter, its values only to data-dependent initialisers).
-        seed: Any int; the run's only source of randomness.
+        seed: From 0 to 2**32 - 1; the run's only source of randomness.
         strategy: Where the state lives.
 
     Raises:
-        ValueError: If the model rejects the batch's shapes.
+        TypeError: If the seed is no integer.
+        ValueError: If the seed is out of range, or the model rejects the batch's shapes.
     """
     batch = complete(batch)
     key = rng.seed_key(seed)

@@ -165,8 +165,8 @@ def make_train_step(
 
     def train_step(state: State, batch: Batch) -> tuple[State, Sums]:
         batch = complete(batch)
+        check_divides(batch["mask"].shape[0], strategy, "train.make_train_step")
         if not checked:
-            check_divides(batch["mask"].shape[0], strategy, "make_train_step")
             check_step(trace_step(step, state, batch, strategy), state)
             checked.append(True)
         return compiled(state, strategy.put_batch(batch))

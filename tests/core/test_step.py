@@ -134,6 +134,12 @@ def test_a_batch_that_does_not_divide_is_refused():
     step = core.make_train_step(linear(), optax.sgd(0.1), strategy=strategy)
     with pytest.raises(ValueError, match=r"global batch of 16 examples does not divide over 3 devices.*: 15, say"):
         step(state, {"x": X, "y": Y})
+    state, _ = step(state, {"x": X[:15], "y": Y[:15]})
+    with pytest.raises(
+        ValueError,
+        match=r"train\.make_train_step: a global batch of 4 examples does not divide over 3 devices.*: 3, say",
+    ):
+        step(state, {"x": X[:4], "y": Y[:4]})  # a later one, too: an epoch's last batch is often another
 
 
 def test_low_precision_parameters_stay_so_under_strict_promotion():
