@@ -1,9 +1,8 @@
-"""What `fit`, `evaluate` and `predict` refuse, before anything is compiled: on shapes and values, in one message
-each."""
+"""What `fit`, `evaluate` and `predict` refuse of tasks, optimizers and data, before anything is compiled: on shapes
+and values, in one message each."""
 
 import functools
 import re
-from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
@@ -15,8 +14,6 @@ from jaxnn import tree
 from jaxnn.core import State, Task
 from jaxnn.core.state import abstract
 from jaxnn.core.step import check_step, trace_step
-from jaxnn.train.hooks import Hook, Plan
-from jaxnn.train.run import Checkpointing, Dispatch, Log
 from jaxnn.typing import Batch, Strategy
 
 OURS = ("data.", "losses.", "metrics.", "layers.", "models.", "rng.", "sharding.", "train", "Task", "GPT", "MLP", "CNN")
@@ -36,7 +33,7 @@ def whole(where: str, name: str, value: Any, at_least: int, hint: str) -> int:
     return int(value)
 
 
-def _kind(value: Any) -> str:
+def given(value: Any) -> str:
     """What was given, in an error message."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
@@ -47,7 +44,7 @@ def is_task(where: str, task: Any) -> None:
     """Refuses what is no `Task`."""
     if not isinstance(task, Task):
         raise TypeError(
-            f"{where}: the first argument must be a Task, got {_kind(task)}. "
+            f"{where}: the first argument must be a Task, got {given(task)}. "
             "Make one: train.supervised(module, loss=losses.mse), train.from_nnx(make, ...), train.from_functions(...)."
         )
 
@@ -55,7 +52,7 @@ def is_task(where: str, task: Any) -> None:
 def is_optimizer(where: str, tx: Any) -> None:
     """Refuses what has no `init` and `update`."""
     if isinstance(tx, type) or not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
-        kind = f"{tx!r:.60}" if isinstance(tx, str | int | float) else _kind(tx)
+        kind = f"{tx!r:.60}" if isinstance(tx, str | int | float) else given(tx)
         advice = "You passed what makes one; call it: optax.adam(1e-3)." if callable(tx) else "Try optax.adam(1e-3)."
         raise TypeError(
             f"{where}: the optimizer must be an optax.GradientTransformation (with init and update), got {kind}. "
@@ -66,7 +63,7 @@ def is_optimizer(where: str, tx: Any) -> None:
 def is_source(where: str, name: str, source: Any) -> None:
     """Refuses what is no `Source`, and one without examples."""
     if isinstance(source, type) or not all(hasattr(source, a) for a in ("__len__", "take", "resident")):
-        raise TypeError(f"{where}: {name} must be a data source, got {_kind(source)}. Wrap arrays: data.Arrays(x, y).")
+        raise TypeError(f"{where}: {name} must be a data source, got {given(source)}. Wrap arrays: data.Arrays(x, y).")
     if len(source) == 0:
         raise ValueError(f"{where}: {name} has no examples. Give at least one.")
 
@@ -86,7 +83,7 @@ def evaluation_arguments(where: str, task: Any, state: Any, source: Any, batch_s
     is_task(where, task)
     if not isinstance(state, State):
         raise TypeError(
-            f"{where}: the second argument must be a State, got {_kind(state)}. Give run.state, parameters and all."
+            f"{where}: the second argument must be a State, got {given(state)}. Give run.state, parameters and all."
         )
     is_source(where, "the data", source)
     whole(where, "batch_size", batch_size, 1, "Only speed and memory depend on it: try 256.")
@@ -94,7 +91,7 @@ def evaluation_arguments(where: str, task: Any, state: Any, source: Any, batch_s
         is_strategy(where, strategy)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """An error in a line: its kind, and the first line that says something, without the address of a manual."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = re.sub(r"\s*\(?https?://\S+", "", lines[0]).rstrip(".") if lines else ""
@@ -129,7 +126,7 @@ def init_shapes(where: str, task: Task, batch: Batch) -> Any:
         if _ours(error) and isinstance(error, TypeError | ValueError):
             raise
         raise ValueError(
-            f"{where}: the model cannot be initialised for a batch of {_shapes(batch)}: {_reason(error)}. "
+            f"{where}: the model cannot be initialised for a batch of {_shapes(batch)}: {reason(error)}. "
             "Make the model and the data fit each other."
         ) from error
 
@@ -141,7 +138,7 @@ def _call(where: str, what: str, batch: Batch, fn: Any, *arguments: Any) -> Any:
         if _ours(error) and isinstance(error, TypeError | ValueError):
             raise
         raise ValueError(
-            f"{where}: {what} fails on a batch of {_shapes(batch)}: {_reason(error)}. "
+            f"{where}: {what} fails on a batch of {_shapes(batch)}: {reason(error)}. "
             "Make the model and the data fit each other."
         ) from error
 
@@ -209,7 +206,7 @@ def traced_step(where: str, step: Any, state: State, batch: Batch, strategy: Str
     except Exception as error:  # whatever model, loss or optimizer raise; told in one line
         if _ours(error) and isinstance(error, TypeError | ValueError):
             raise
-        raise ValueError(f"{where}: the train step fails on a batch of {_shapes(batch)}: {_reason(error)}.") from error
+        raise ValueError(f"{where}: the train step fails on a batch of {_shapes(batch)}: {reason(error)}.") from error
 
 
 def task_accepts(where: str, task: Task, state: State, batch: Batch) -> None:
@@ -257,36 +254,7 @@ def optimizer_accepts(where: str, tx: optax.GradientTransformation, params: Any)
             value,
         )
     except Exception as error:  # whatever the optimizer raises on these shapes; told in one line
-        raise ValueError(f"{where}: the optimizer cannot be {what} these parameters: {_reason(error)}.") from error
-
-
-def duration(where: str, steps: Any, epochs: Any, epoch: int) -> int:
-    """The number of data steps from `steps` or `epochs`, exactly one of which must be given."""
-    if (steps is None) == (epochs is None):
-        said = "neither" if steps is None else "both"
-        raise ValueError(
-            f"{where}: give steps= or epochs=, got {said}. steps counts batches, epochs passes over the data."
-        )
-    if steps is not None:
-        return whole(where, "steps", steps, 1, "It counts batches.")
-    return whole(where, "epochs", epochs, 1, "It counts passes over the data.") * epoch
-
-
-def batch_size(where: str, value: Any, n: int, strategy: Strategy) -> int:
-    """A global batch size that the data has and the devices divide."""
-    size = whole(where, "batch_size", value, 1, "It counts the examples of a step, over all devices.")
-    if size > n:
-        raise ValueError(
-            f"{where}: batch_size {size} is larger than the data ({n} examples). Use at most {n} (full batch)."
-        )
-    devices = len(strategy.devices)
-    if size % devices:
-        near = max(devices, round(size / devices) * devices)
-        raise ValueError(
-            f"{where}: a global batch of {size} examples does not divide over {devices} devices. "
-            f"Use a multiple of {devices}: {near}, say."
-        )
-    return size
+        raise ValueError(f"{where}: the optimizer cannot be {what} these parameters: {reason(error)}.") from error
 
 
 def same_fields(where: str, train_batch: Batch, validation_batch: Batch) -> None:
@@ -301,96 +269,3 @@ def same_fields(where: str, train_batch: Batch, validation_batch: Batch) -> None
                 f"{where}: array {name!r} of the validation data is {other}, of the training data "
                 f"{x.dtype}{list(x.shape[1:])}. Give both the same names, shapes and dtypes."
             )
-
-
-def settings(
-    where: str,
-    log: Any,
-    save: Any,
-    dispatch: Any,
-    hooks: Any,
-    out: Any,
-    resume: Any,
-    validation: bool,
-    validate_every: Any,
-) -> None:
-    """The settings that have a type and a range."""
-    for name, value, kind in (("log", log, Log), ("save", save, Checkpointing), ("dispatch", dispatch, Dispatch)):
-        if not isinstance(value, kind):
-            raise TypeError(
-                f"{where}: {name} must be a train.{kind.__name__}, got {value!r:.60}. "
-                f"Write {name}=train.{kind.__name__}(...)."
-            )
-    for name, value in (
-        ("log.every", log.every),
-        ("save.every", save.every),
-        ("save.keep", save.keep),
-        ("dispatch.most", dispatch.most),
-        ("validate_every", validate_every),
-    ):
-        if value is not None:
-            whole(where, name, value, 1, "Leave it out for the default.")
-    if save.minutes is not None and save.minutes <= 0:
-        raise ValueError(f"{where}: save.minutes must be positive, got {save.minutes}. None saves by steps only.")
-    if isinstance(hooks, Hook | type) or not isinstance(hooks, Sequence):
-        raise TypeError(f"{where}: hooks must be a list of train.Hook objects, got {_kind(hooks)}. Write hooks=[...].")
-    for hook in hooks:
-        if not isinstance(hook, Hook):
-            made = f" Call it: {hook.__name__}(...)." if isinstance(hook, type) else " Subclass train.Hook."
-            raise TypeError(f"{where}: hooks must be train.Hook objects, got {_kind(hook)}.{made}")
-    if resume and out is None:
-        raise ValueError(f"{where}: resume=True needs out=, the folder of the run to go on with.")
-    for name in ("tensorboard", "peaks", "profile"):
-        if getattr(log, name) and out is None:
-            raise ValueError(f"{where}: log.{name} writes into the run's folder, and there is none. Pass out=.")
-    if validate_every is not None and not validation:
-        raise ValueError(f"{where}: validate_every={validate_every} without validation data. Pass validation= too.")
-
-
-def is_seed(where: str, seed: Any) -> None:
-    """Refuses what is no seed: it fits 32 bits, so that the key and the order of examples agree everywhere."""
-    hint = "Any number from 0 to 2**32 - 1."
-    if whole(where, "seed", seed, 0, hint) >= 2**32:
-        raise ValueError(f"{where}: seed must be below 2**32, got {seed}. {hint}")
-
-
-def hooks_accept(
-    where: str, hooks: Sequence[Hook], plan: Plan, state: State, names: Sequence[str], best: str | None
-) -> None:
-    """Refuses hooks that cannot work in this run: two of one name, a period that is none, settings that do not fit.
-
-    Args:
-        where: The function that was called.
-        hooks: All hooks, built-in ones too.
-        plan: What the run is going to do.
-        state: Shapes and dtypes of its state.
-        names: What is going to be reported, but by hooks.
-        best: The name whose best checkpoint is kept, if any.
-    """
-    called = [hook.name for hook in hooks]
-    twice = sorted({name for name in called if called.count(name) > 1})
-    if twice:
-        raise ValueError(
-            f"{where}: several hooks are called {twice}: their memories would overwrite each other in checkpoints. "
-            "Give each its own name."
-        )
-    for hook in hooks:
-        hook.start(plan, state)
-        period = hook.every(plan)
-        if period is not None:
-            whole(where, f"hook {hook.name}: every(plan)", period, 1, "It counts data steps; None for never.")
-    if not all(type(hook).__module__.startswith("jaxnn.") for hook in hooks):
-        return  # somebody's own hook may report names of its own
-    monitored = [(f"hook {hook.name} monitors", name) for hook in hooks if (name := getattr(hook, "monitor", None))]
-    for said, name in [*monitored, *([("save.best is", best)] if best else [])]:
-        if name not in names:
-            raise ValueError(f"{where}: {said} {name!r}, which nothing reports. Choose one of {sorted(names)}.")
-
-
-def profile(where: str, span: Any, steps: int) -> None:
-    """Refuses a span of data steps to profile that the run does not have."""
-    if span is not None and (len(span) != 2 or not 0 <= span[0] < span[1] <= steps):
-        raise ValueError(
-            f"{where}: log.profile is {span} in a run of {steps} steps. "
-            f"Give (start, stop), 0 <= start < stop <= {steps}."
-        )

@@ -7,8 +7,9 @@ step, so that what the hook does is a function of the run and not of timing.
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +101,13 @@ class Moment:
 
 
 class Hook:
-    """Base of hooks; override what you need. `name` keys its memory in checkpoints and must be unique in a run."""
+    """Base of hooks; override what you need. `name` keys its memory in checkpoints and must be unique in a run.
+
+    The hooks that are due at a step act one after the other, in the order in which they were given. A `Stop` ends the
+    run once all of them have acted, and then those with `at_end`, so that the last step is evaluated and shown like any
+    other; the first reason counts. A `Save` is done after the round, too. A `Rewind` is done at once and ends the
+    round, because the step at which the others would act is undone; after a `Stop` it is left out.
+    """
 
     @property
     def name(self) -> str:
@@ -137,21 +144,53 @@ class Hook:
         """After the last step, also when the run fails."""
 
 
-def lower_is_better(monitor: str) -> bool:
-    """Whether a smaller value of this name is better: false for accuracies."""
-    return not any(word in monitor for word in ("accuracy", "top", "auc", "f1", "bleu"))
+Mode = Literal["min", "max"]
+# By exact name: "precision", "recall" or "topic_loss" would be told wrong by any part of theirs.
+_SMALLER = ("loss", "mse", "mae", "huber", "cross_entropy", "binary_cross_entropy", "perplexity", "bits_per_byte")
+_LARGER = ("accuracy", "binary_accuracy")
+
+
+def check_mode(where: str, keyword: str, mode: Any) -> None:
+    """Refuses what is neither "min", "max" nor None."""
+    if mode not in (None, "min", "max"):
+        raise ValueError(
+            f'{where}: {keyword}={mode!r}. Write {keyword}="min" or {keyword}="max", or leave it out for a name '
+            'like "loss".'
+        )
+
+
+def direction(where: str, name: str, mode: Mode | None, keyword: str = "mode") -> Mode:
+    """Whether the smallest or the largest value of a reported name is the best: `mode`, or what its name says.
+
+    The names of this library's losses and metrics, with or without "val_", and "top_N" are known.
+
+    Raises:
+        ValueError: If `mode` is None and the name is not known.
+    """
+    if mode is not None:
+        return mode
+    plain = name.removeprefix("val_")
+    if plain in _SMALLER:
+        return "min"
+    if plain in _LARGER or re.fullmatch(r"top_\d+", plain):
+        return "max"
+    raise ValueError(
+        f"{where}: {name!r} does not say whether a smaller or a larger value is better. Known by name: "
+        f'{", ".join((*_SMALLER, *_LARGER))}, top_5. Write {keyword}="min" or {keyword}="max".'
+    )
 
 
 class _Patience(Hook):
     """Counts the times that a value did not improve."""
 
-    def __init__(self, monitor: str, patience: int, min_delta: float):
+    def __init__(self, monitor: str, patience: int, min_delta: float, mode: Mode | None):
+        check_mode(f"train.{type(self).__name__}", "mode", mode)
         if patience < 1 or min_delta < 0:
             raise ValueError(
                 f"train.{type(self).__name__}: patience={patience}, min_delta={min_delta}. "
                 "Give patience >= 1 and min_delta >= 0."
             )
-        self.monitor, self.patience, self.min_delta = monitor, patience, min_delta
+        self.monitor, self.patience, self.min_delta, self.mode = monitor, patience, min_delta, mode
         self.best: float | None = None
         self.waited = 0
 
@@ -160,6 +199,8 @@ class _Patience(Hook):
         return f"{type(self).__name__}({self.monitor})"
 
     def start(self, plan: Plan, state: State) -> None:
+        self.every(plan)  # where there is no validation data, say that first
+        direction(f"train.{type(self).__name__}", self.monitor, self.mode)
         self.best, self.waited = None, 0  # the same object may serve several runs, one after the other
 
     def every(self, plan: Plan) -> int | None:
@@ -180,7 +221,7 @@ class _Patience(Hook):
                 f"{sorted(at.values)}."
             )
         value = float(at.values[self.monitor])
-        sign = 1 if lower_is_better(self.monitor) else -1
+        sign = 1 if direction(f"train.{type(self).__name__}", self.monitor, self.mode) == "min" else -1
         if self.best is None or math.isnan(self.best) or sign * (self.best - value) > self.min_delta:
             self.best, self.waited = value, 0
             return False
@@ -204,10 +245,17 @@ class EarlyStopping(_Patience):
         monitor: A reported name: "val_loss", "loss", "val_accuracy".
         patience: Looks without improvement; >= 1.
         min_delta: What counts as improvement, in the value's unit; >= 0.
+        mode: Whether the smallest or the largest value is the best; None where the name is one of this library's losses
+            and metrics ("loss", "accuracy").
+
+    Raises:
+        ValueError: If a number is out of range; at the start of a run, if `mode` is None and the name says nothing.
     """
 
-    def __init__(self, monitor: str = "val_loss", *, patience: int = 5, min_delta: float = 0.0):
-        super().__init__(monitor, patience, min_delta)
+    def __init__(
+        self, monitor: str = "val_loss", *, patience: int = 5, min_delta: float = 0.0, mode: Mode | None = None
+    ):
+        super().__init__(monitor, patience, min_delta, mode)
 
     def act(self, at: Moment) -> Action | None:
         if self.worse(at):
@@ -245,6 +293,10 @@ class ReduceOnPlateau(_Patience):
         min_delta: What counts as improvement; >= 0.
         hyperparameter: Its name.
         minimum: It is not reduced below this.
+        mode: As in `EarlyStopping`.
+
+    Raises:
+        ValueError: As `EarlyStopping`, or if the optimizer's state has no such hyperparameter.
     """
 
     def __init__(
@@ -256,8 +308,9 @@ class ReduceOnPlateau(_Patience):
         min_delta: float = 0.0,
         hyperparameter: str = "learning_rate",
         minimum: float = 0.0,
+        mode: Mode | None = None,
     ):
-        super().__init__(monitor, patience, min_delta)
+        super().__init__(monitor, patience, min_delta, mode)
         if not 0 < factor < 1:
             raise ValueError(f"train.ReduceOnPlateau: factor={factor}. Give a number between 0 and 1.")
         self.factor, self.hyperparameter, self.minimum = factor, hyperparameter, minimum

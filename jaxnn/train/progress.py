@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from jaxnn.train.hooks import Hook, Plan
+from jaxnn.train.hooks import Plan
 
 FIRST = ("loss", "val_loss", "accuracy", "val_accuracy", "bits_per_byte", "val_bits_per_byte", "learning_rate")
 HIDDEN = ("step", "epoch", "grad_norm", "nonfinite_step", "nonfinite_name", "partial")
@@ -53,20 +53,25 @@ class _Notebook:
         """Leaves the last line where it is."""
 
 
-class Progress(Hook):
-    """Shows steps, values, speed, the share of time spent waiting for data, and the time that is left."""
+class Progress:
+    """Shows steps, values, speed, the share of time spent waiting for data, and the time that is left.
+
+    In a log, a line of training and one of validation every `LINE_S` seconds, the first and the last always; each shows
+    the newest value of every name.
+    """
 
     def __init__(self) -> None:
         self._live: Any = None
         self._row: dict[str, Any] = {}
         self._speed: dict[str, float] = {}
         self._plan: Plan | None = None
-        self._printed = 0.0
+        self._printed: dict[bool, float] = {}  # when a line was last printed, by whether it told a validation
+        self._shown = True  # whether what is known has been printed
         self._left = math.inf
 
-    def begin(self, plan: Plan, step: int) -> None:
+    def begin(self, plan: Plan) -> None:
         """Opens the display."""
-        self._plan, self._step = plan, step
+        self._plan = plan
         from rich.console import Console
 
         self._console = Console(soft_wrap=True)
@@ -102,17 +107,20 @@ class Progress(Hook):
             print(text, flush=True)
 
     def row(self, row: Mapping[str, Any]) -> None:
+        """Takes in a row, and shows it unless one of its kind was shown a moment ago."""
         self._row = {**self._row, **row}
+        self._shown = False
+        kind = any(name.startswith("val_") for name in row)
         now = time.perf_counter()
-        last = self._plan is not None and row["step"] >= self._plan.steps
+        if now - self._printed.get(kind, -math.inf) >= (LINE_S if self._live is None else LIVE_S):
+            self._printed[kind] = now
+            self._print()
+
+    def _print(self) -> None:
+        self._shown = True
         if self._live is not None:
-            if now - self._printed >= LIVE_S or last:
-                self._printed = now
-                self._live.update(self._line(), refresh=True)
-        elif any(name.startswith("val_") for name in row):
-            print(f"step {row['step']:,} | {values_text(row)}", flush=True)
-        elif now - self._printed >= LINE_S or last:
-            self._printed = now
+            self._live.update(self._line(), refresh=True)
+        else:
             print(self._line(), flush=True)
 
     def _line(self) -> str:
@@ -134,8 +142,9 @@ class Progress(Hook):
         return " | ".join(part for part in parts if part)
 
     def finish(self) -> None:
+        """Shows the newest values, and closes the display."""
+        if not self._shown:
+            self._print()
         if self._live is not None:
-            if self._row:
-                self._live.update(self._line(), refresh=True)
             self._live.stop()
             self._live = None

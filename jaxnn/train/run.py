@@ -1,7 +1,7 @@
 """What a training run gives back, and the values that set it up."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import optax
 
@@ -84,13 +84,17 @@ class Checkpointing:
         every: Data steps between checkpoints; None for none but by `minutes`.
         minutes: Wall-clock minutes between checkpoints; None for none.
         keep: How many of the newest are kept.
-        best: A reported name ("val_loss") whose best checkpoint is kept too, or None.
+        best: A reported name ("val_loss"): whenever a report of it improves on all before, that step is saved, and the
+            best one kept. None for no such.
+        best_mode: Whether its smallest or its largest value is the best; None where the name is one of this library's
+            losses and metrics ("loss", "accuracy").
     """
 
     every: int | None = None
     minutes: float | None = 5.0
     keep: int = 3
     best: str | None = None
+    best_mode: Literal["min", "max"] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,34 +2,27 @@
 
 import functools
 import signal
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxnn import tree
 from jaxnn.core import State
 from jaxnn.core.state import abstract, strong
-from jaxnn.runs import Checkpoints, RunFolder, TensorBoard
+from jaxnn.runs import RunFolder, TensorBoard
 from jaxnn.train.engine import Engine
-from jaxnn.train.hooks import Continue, Hook, Moment, Plan, Replace, Rewind, Save, Stop, lower_is_better
+from jaxnn.train.hooks import Continue, Hook, Moment, Plan, Replace, Rewind, Save, Stop
 from jaxnn.train.profile import Profile
 from jaxnn.train.progress import Progress
 from jaxnn.train.run import Checkpointing
+from jaxnn.train.saving import Saver
 from jaxnn.train.signals import Signals
 from jaxnn.train.speed import Speed
 from jaxnn.train.windows import Windows
 from jaxnn.typing import Mean, Strategy
-
-
-@jax.jit
-def _all_finite(values: Any) -> Any:
-    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(values) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.asarray(finite)) if finite else jnp.asarray(True)
 
 
 class Session:
@@ -45,7 +38,8 @@ class Session:
         progress: The display, or None.
         tensorboard: Whether to write TensorBoard files.
         like: Shapes and dtypes of the state.
-        flops: Floating-point operations of a step.
+        flops: Floating-point operations of a step; NaN where they could not be counted.
+        windowed: Names of the values that every row of a log window has.
     """
 
     def __init__(
@@ -60,6 +54,7 @@ class Session:
         tensorboard: bool,
         like: State,
         flops: float,
+        windowed: Sequence[str],
     ):
         self.plan, self.strategy, self.folder, self.save, self.progress = plan, strategy, folder, save, progress
         self.hooks = list(hooks)
@@ -70,16 +65,11 @@ class Session:
         self.finite = True
         self.like = like
         self._driver: Engine | None = None
-        self.checkpoints: Checkpoints | None = None
-        if folder is not None:
-            direction = None
-            if save.best:
-                direction = "min" if lower_is_better(save.best) else "max"
-            self.checkpoints = folder.checkpoints(keep=save.keep, keep_best=direction)
+        self.saver = None if folder is None else Saver(folder, save, like)
         self._board = TensorBoard(folder.path / "tensorboard") if folder is not None and tensorboard else None
-        self._saved: int | None = None
+        # Where the best checkpoint is that of a window's value, the loop looks at the end of every window.
+        self._best_every = plan.log_every if self.saver is not None and save.best in windowed else None
         self._halt: int | None = None  # the step of a row that is not finite, until hooks have acted on it
-        self._saved_at = time.perf_counter()
         self.speed = Speed(plan, flops)
         self._first = 0
         self.profile: Profile | None = None
@@ -123,6 +113,8 @@ class Session:
             self.folder.metrics.append(row)
         if self._board is not None:
             self._board.scalars(row["step"], row)
+        if self.saver is not None:
+            self.saver.row(row)
         for hook in self.hooks:
             hook.row(row)
         if self.progress is not None:
@@ -142,7 +134,8 @@ class Session:
         engine, plan = self.engine, self.plan
         periods = [(hook, hook.every(plan)) for hook in self.hooks]
         self._first = engine.data_step
-        self._saved_at = time.perf_counter()
+        if self.saver is not None:
+            self.saver.rest()
         self.speed.restart(engine.data_step, engine.wait_s)
         self._profile(engine.data_step)
         while engine.data_step < plan.steps:
@@ -152,7 +145,7 @@ class Session:
                 at - at % n + n
                 for n in [
                     *(n for hook, n in periods if n and hook.cuts),
-                    *([self.save.every] if self.save.every else []),
+                    *(n for n in (self.save.every, self._best_every) if n),
                 ]
             ]
             stops += [a for a in [*(a for a, _ in self.skips), *(self.profile.span if self.profile else ())] if a > at]
@@ -170,7 +163,7 @@ class Session:
                 self._halt = None
                 if engine.data_step < engine_at:  # rewound
                     continue
-                if self.save.every and engine_at % self.save.every == 0:
+                if (self.save.every and engine_at % self.save.every == 0) or self._is_best(engine_at):
                     self.checkpoint()
                 self._profile(engine_at)
             if stop is not None:
@@ -204,14 +197,20 @@ class Session:
         engine = self.engine
         engine.drain()
         self.checkpoint()
-        if self.windows.pending and self.finite:
+        finite = self.finite
+        if self.windows.pending and finite:
             self.emit(self.windows.flush() | {"partial": True})
-        if stopped is None:
-            step = engine.data_step
+        if stopped is None or finite:  # there is nothing to evaluate in what is not finite
+            step, state = engine.data_step, engine.state
             due = [h for h in self.hooks if h.at_end and (n := h.every(self.plan)) and step % n]
-            stopped = self._act(due, final=True)
+            stopped = self._act(due, final=True, stop=stopped)
             if engine.data_step < step:
                 return None
+            if self._is_best(step):
+                assert self.saver is not None
+                with self.speed.aside(saving=True):
+                    self.saver.rate(state, finite=self.finite)
+                self.journal("save")
         self.journal("end", stopped=stopped)
         return stopped
 
@@ -225,8 +224,8 @@ class Session:
                 self._driver.close()
             for hook in self.hooks:
                 hook.finish()
-            if self.checkpoints is not None:
-                self.checkpoints.close()
+            if self.saver is not None:
+                self.saver.close()
         finally:
             if self.progress is not None:
                 self.progress.finish()
@@ -235,7 +234,8 @@ class Session:
 
     # ---- actions
 
-    def _act(self, due: Sequence[Hook], *, final: bool, step: int | None = None) -> str | None:
+    def _act(self, due: Sequence[Hook], *, final: bool, step: int | None = None, stop: str | None = None) -> str | None:
+        """Lets every hook that is due act; gives why the run stops, if it does (`stop`, where it does already)."""
         engine = self.engine
         step = engine.data_step if step is None else step
         save = False
@@ -245,7 +245,7 @@ class Session:
                 plan=self.plan,
                 state=engine.state,
                 values=dict(self.values),
-                final=final or engine.data_step == self.plan.steps,
+                final=final or stop is not None or engine.data_step == self.plan.steps,
                 report=functools.partial(self._report, step),
                 journal=self.journal,
                 show=self.show,
@@ -256,14 +256,16 @@ class Session:
             if isinstance(action, Stop):
                 self.journal("stop", hook=hook.name, reason=action.reason)
                 self.show(f"{hook.name}: stopping at step {step}: {action.reason}")
-                return action.reason
-            if isinstance(action, Save):
+                stop = action.reason if stop is None else stop
+            elif isinstance(action, Save):
                 save = True  # once the others have acted: what they remember is in the checkpoint
             elif isinstance(action, Replace):
                 self._replace(hook, action)
             elif isinstance(action, Rewind):
-                self._rewind(hook, action)
-                return None
+                if stop is None:
+                    self._rewind(hook, action)
+                    return None
+                self.show(f"{hook.name}: no rewind to step {action.step}, for the run stops: {stop}")
             else:
                 raise TypeError(
                     f"train.fit: hook {hook.name} gave {action!r:.80}; it must be Continue, Stop, Save, Replace, "
@@ -271,7 +273,7 @@ class Session:
                 )
         if save:
             self.checkpoint()
-        return None
+        return stop
 
     def _report(self, step: int, values: Mapping[str, Any]) -> None:
         scalars = {name: value for name, value in values.items() if np.ndim(value) == 0}
@@ -295,11 +297,10 @@ class Session:
         self.show(f"{hook.name}: {action.why}")
 
     def _rewind(self, hook: Hook, action: Rewind) -> None:
-        if self.checkpoints is None:
+        if self.saver is None:
             raise ValueError(f"train.fit: hook {hook.name} asked for a rewind, but nothing is saved. Pass out= to fit.")
-        self.checkpoints.wait()
-        good = [step for step in self.checkpoints.good_steps() if step <= action.step]
-        if not good:
+        good = self.saver.good_before(action.step)
+        if good is None:
             raise ValueError(
                 f"train.fit: hook {hook.name} asked for a rewind to step {action.step}; no good checkpoint is that old."
             )
@@ -307,7 +308,7 @@ class Session:
         came_from = engine.data_step
         if action.skip is not None:
             self.skips.append((int(action.skip[0]), int(action.skip[1])))
-        engine.move(*self.restore(max(good), hooks=False))
+        engine.move(*self.restore(good, hooks=False))
         self.speed.restart(engine.data_step, engine.wait_s)
         self.journal("rewind", hook=hook.name, came_from=came_from, to=engine.data_step, skip=action.skip)
         self.show(f"{hook.name}: from step {came_from} back to {engine.data_step}, leaving out {action.skip}")
@@ -337,68 +338,42 @@ class Session:
             self.progress.show(text)
 
     def _save_is_due(self) -> bool:
-        minutes = self.save.minutes
-        return (
-            self.checkpoints is not None and minutes is not None and time.perf_counter() - self._saved_at > 60 * minutes
-        )
+        return self.saver is not None and self.saver.is_due()
+
+    def _is_best(self, step: int) -> bool:
+        return self.saver is not None and self.finite and self.saver.wants(step)
 
     def checkpoint(self) -> None:
         """Saves here, with everything that a resumed run needs to write the same bytes; at most once a step."""
-        if self.checkpoints is None:
+        if self.saver is None:
             return
         self.engine.drain()
         step = self.engine.data_step
-        if self._saved != step:
+        if self.saver.step != step:
+            extra = {
+                "rows": len(self.history),
+                "windows": self.windows.memory(),
+                "hooks": {hook.name: hook.memory() for hook in self.hooks},
+                "skips": [list(skip) for skip in self.skips],
+            }
             with self.speed.aside(saving=True):
-                self._write(step)
-            self._saved = step
-        self._saved_at = time.perf_counter()
-
-    def _write(self, step: int) -> None:
-        assert self.checkpoints is not None
-        assert self.folder is not None
-        self.folder.metrics.sync()  # a resume needs all the rows that the checkpoint counts
-        extra = {
-            "rows": len(self.history),
-            "windows": self.windows.memory(),
-            "hooks": {hook.name: hook.memory() for hook in self.hooks},
-            "skips": [list(skip) for skip in self.skips],
-        }
-        metric = self.values.get(self.save.best) if self.save.best else None
-        state = self.engine.state
-        self.checkpoints.save(step, state, extra, metric=metric)
-        if self.finite and bool(_all_finite((state.params, state.model_state))):
-            self.checkpoints.mark_good(step)
-        self.journal("save")
-
-    def begins_again(self) -> bool:
-        """Whether a resumed run was killed before its first checkpoint; drops the rows that it had written, then."""
-        assert self.checkpoints is not None
-        assert self.folder is not None
-        if self.checkpoints.latest() is not None or self.checkpoints.set_aside():
-            return False
-        self.folder.metrics.keep(0)
-        self.folder.timing.truncate(0)
-        return True
+                self.saver.write(self.engine.state, step, extra, finite=self.finite)
+            self.journal("save")
+        self.saver.rest()
 
     def restore(self, step: int | None, *, hooks: bool) -> tuple[State, int]:
         """Goes back to a checkpoint: the unfinished row, the rows written and, if asked, the hooks' memory.
 
         Gives the state, placed, and its data step.
         """
-        assert self.checkpoints is not None
-        assert self.folder is not None
-        restored = self.checkpoints.restore(self.like, step)
+        assert self.saver is not None
+        restored, self.history = self.saver.restore(step)
         for message in restored.set_aside:
             if self.progress is None:
                 warnings.warn(message, RuntimeWarning, stacklevel=2)
             self.show(message)
-            self.folder.journal.append("set_aside", restored.step, message=message)
-        self.checkpoints.discard_after(restored.step)
+            self.saver.folder.journal.append("set_aside", restored.step, message=message)
         extra = restored.extra
-        self.folder.metrics.keep(extra["rows"])
-        self.folder.timing.truncate(restored.step)
-        self.history = self.folder.metrics.read()
         self.values = {}
         for row in self.history:
             self.values |= {k: v for k, v in row.items() if k not in ("step", "epoch")}
@@ -409,6 +384,5 @@ class Session:
             for hook in self.hooks:
                 if hook.name in extra["hooks"]:
                     hook.recall(extra["hooks"][hook.name])
-        self._saved = restored.step
         state = State(*restored.state)
         return self.strategy.put_state(state), int(state.data_step)

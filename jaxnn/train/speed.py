@@ -1,6 +1,7 @@
 """How fast a run goes: what the clock says between rows, apart from what the run computes."""
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +20,7 @@ class Speed:
 
     Args:
         plan: What is going to be done.
-        flops: Floating-point operations of a step, on all devices.
+        flops: Floating-point operations of a step, on all devices; NaN where they could not be counted.
     """
 
     def __init__(self, plan: Plan, flops: float):
@@ -73,7 +74,7 @@ class Speed:
             "step": step,
             "steps_per_s": rate,
             "examples_per_s": rate * self.plan.batch_size,
-            "flops_per_s": rate * self.flops,
+            **({} if math.isnan(self.flops) else {"flops_per_s": rate * self.flops}),
             "wait_share": min(1.0, (waited_s - self._waited_s) / training),
             "save_share": min(1.0, self._saving_s / took),
             "left_s": (self.plan.steps - step) * took / steps,

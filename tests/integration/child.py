@@ -1,6 +1,7 @@
-"""One training run, as a process to be killed: `python child.py OUT MODEL STRATEGY DATA STEPS [RESUME]`.
+"""One training run, as a process to be killed: `python child.py OUT MODEL STRATEGY DATA STEPS [resume] [unsaved]`.
 
-MODEL is mlp, cnn or gpt; STRATEGY single or replicate (on 8 devices); DATA device or host. Imported by the test, which
+MODEL is mlp, cnn or gpt; STRATEGY single or replicate (on 8 devices); DATA device or host. `unsaved` writes no
+checkpoint before the end. Imported by the test, which
 runs the same function in its own process for the undisturbed run.
 """
 
@@ -88,9 +89,10 @@ def fit(out: Path | str, model: str, strategy: str, where: str, steps: int, resu
 
 
 if __name__ == "__main__":
-    out, model, strategy, where, steps, *resume = sys.argv[1:]
+    out, model, strategy, where, steps, *how = sys.argv[1:]
+    every = {"save": train.Checkpointing(minutes=None)} if "unsaved" in how else {}
     try:
-        fit(out, model, strategy, where, int(steps), bool(resume), hooks=[*hooks(), Pace()])
+        fit(out, model, strategy, where, int(steps), "resume" in how, hooks=[*hooks(), Pace()], **every)
     except train.Interrupted as interrupted:
         print(interrupted, flush=True)
         sys.exit(128 + interrupted.signal)

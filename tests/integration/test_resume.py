@@ -56,8 +56,8 @@ def assert_same(run, expected):
     assert json.loads(metrics.splitlines()[-1])["step"] == child.STEPS
 
 
-def start(out, combination, resume=False):
-    arguments = [str(CHILD), str(out), *combination, str(child.STEPS), *(["resume"] if resume else [])]
+def start(out, combination, resume=False, *how):
+    arguments = [str(CHILD), str(out), *combination, str(child.STEPS), *(["resume"] if resume else []), *how]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([sys.executable, *arguments], env=os.environ | {"PYTHONPATH": str(ROOT)}, **pipes)
 
@@ -129,6 +129,21 @@ def kill_and_resume(tmp_path, combination, how, expected):
 )
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, whole, combination, how):
     kill_and_resume(tmp_path, combination, how, whole(combination))
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again_to_the_same_bytes(tmp_path, whole):
+    out, combination = tmp_path / "run", ("mlp", "single", "device")
+    process = start(out, combination, False, "unsaved")
+    metrics = out / "metrics.jsonl"
+    arrived = wait_until(process, lambda: metrics.exists() and metrics.read_bytes().count(b"\n") > 3)
+    hit, output = kill(process)
+    assert arrived, output
+    assert hit, output
+    assert metrics.read_bytes().count(b"\n") > 3
+    assert runs.stored.steps(out / "checkpoints") == []
+    run = child.fit(out, *combination, child.STEPS, True)
+    assert [(row["event"], row["step"]) for row in run.folder.journal.read()][:2] == [("start", 0), ("resume", 0)]
+    assert_same(run, whole(combination))
 
 
 @pytest.mark.slow
@@ -204,7 +219,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path, 
     half(tmp_path / "run")
     newest = child.STEPS // 2
     file, reason = damage(tmp_path / "run" / "checkpoints" / f"{newest:08d}")
-    run = child.fit(tmp_path / "run", *MLP, child.STEPS, True)
+    with pytest.warns(RuntimeWarning, match=f"Checkpoint {newest} is damaged"):
+        run = child.fit(tmp_path / "run", *MLP, child.STEPS, True)
     (event,) = run.folder.journal.read("set_aside")
     assert event["step"] == newest - child.EVERY
     assert f"Checkpoint {newest} is damaged ({file}: " in event["message"]

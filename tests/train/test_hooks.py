@@ -18,6 +18,8 @@ import pytest
 
 from jaxnn import data, losses, metrics, models, train
 from jaxnn.data import order
+from jaxnn.train import progress
+from jaxnn.train.hooks import direction
 
 QUIET = train.Log(every=2, progress=False)
 RESIDENT, STREAMING = train.Dispatch(resident=True), train.Dispatch(resident=False)
@@ -144,6 +146,19 @@ def test_stop_ends_the_run_and_a_resume_goes_on_as_if_it_had_not_been(dispatch, 
 
 
 @pytest.mark.usefixtures("no_report")
+def test_every_hook_that_is_due_acts_before_the_run_stops_and_those_of_its_end(tmp_path):
+    first, later = At({6: train.Stop("enough")}, period=6), At({6: train.Stop("me too")}, period=3, name="later")
+    end, never = At(period=4, name="end", at_end=True), At({6: train.Rewind(0)}, period=6, name="never")
+    run = fit(first, later, never, end, out=tmp_path / "r", validation=source(9, 1), validate_every=4)
+    assert run.stopped == "enough"
+    assert int(run.state.data_step) == 6
+    assert later.acts[-1] == (6, True, [2, 4, 4, 6])
+    assert end.acts[-1] == (6, True, [2, 4, 4, 6, 6])
+    assert run.column("val_loss")[0] == [4, 6]  # the last step is evaluated
+    assert journal(run) == [("start", 0), ("stop", 6), ("stop", 6), ("save", 6), ("end", 6)]
+
+
+@pytest.mark.usefixtures("no_report")
 def test_save_writes_a_checkpoint_that_holds_what_later_hooks_remember(tmp_path):
     class Counter(At):
         def memory(self):
@@ -178,18 +193,18 @@ class Values(train.Hook):
 
 def test_early_stopping_counts_looks_without_improvement():
     values = [5, 4, 4.05, 3.95, 3.9, 3, 3, 3, 3, 3]
-    run = fit(Values(values), train.EarlyStopping("score", patience=3, min_delta=0.2))
+    run = fit(Values(values), train.EarlyStopping("score", patience=3, min_delta=0.2, mode="min"))
     # 4 is best at look 2; 4.05, 3.95 and 3.9 are no improvement by 0.2.
     assert run.stopped == "score has not improved on 4 for 3 looks"
     assert int(run.state.data_step) == 10
-    run = fit(Values(values), train.EarlyStopping("score", patience=3))
+    run = fit(Values(values), train.EarlyStopping("score", patience=3, mode="min"))
     assert int(run.state.data_step) == 18
-    assert fit(Values(values), train.EarlyStopping("score", patience=5)).stopped is None
+    assert fit(Values(values), train.EarlyStopping("score", patience=5, mode="min")).stopped is None
 
 
 def test_a_hook_that_serves_a_second_run_begins_anew(tmp_path):
-    stopping = train.EarlyStopping("score", patience=3)
-    plateau = train.ReduceOnPlateau("score", patience=3)
+    stopping = train.EarlyStopping("score", patience=3, mode="min")
+    plateau = train.ReduceOnPlateau("score", patience=3, mode="min")
     for _ in range(2):
         tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.05)
         assert fit(Values([5, 4, 3, 3, 3, 2, 2, 2, 1, 1]), stopping, plateau, tx=tx).stopped is None
@@ -205,10 +220,38 @@ def test_a_larger_accuracy_is_better():
     assert int(fit(Accuracy(rising[::-1]), train.EarlyStopping("top_5", patience=1)).state.data_step) == 4
 
 
+@pytest.mark.parametrize("name", ["val_precision", "recall", "r2", "iou", "topic_loss", "laccuracy", "top_k"])
+def test_a_name_that_says_nothing_about_its_direction_needs_a_mode(name, count_compiles):
+    class Reports(Values):
+        def act(self, at):
+            at.report({name: self.values[at.step // self.period - 1]})
+
+    rising = [0.1 * i for i in range(10)]
+    with count_compiles() as seen:
+        said = rf"train\.EarlyStopping: '{name}' does not say whether .* Write mode=\"min\" or mode=\"max\"\."
+        with pytest.raises(ValueError, match=said):
+            fit(Reports(rising), train.EarlyStopping(name), validation=source(5, 1))
+        said = rf"train\.fit: '{name}' does not say whether .* Write best_mode=\"min\" or best_mode=\"max\"\."
+        with pytest.raises(ValueError, match=said):
+            fit(Reports(rising), save=train.Checkpointing(best=name), out="not-made")
+    assert seen.compiles == []
+    options = {"validation": source(5, 1), "validate_every": 2}
+    assert fit(Reports(rising), train.EarlyStopping(name, patience=1, mode="max"), **options).stopped is None
+    assert fit(Reports(rising), train.EarlyStopping(name, patience=1, mode="min"), **options).stopped is not None
+
+
+@pytest.mark.parametrize("prefix", ["", "val_"])
+def test_the_directions_of_our_own_names(prefix):
+    smaller = "loss mse mae huber cross_entropy binary_cross_entropy perplexity bits_per_byte"
+    assert {direction("here", prefix + name, None) for name in smaller.split()} == {"min"}
+    assert {direction("here", prefix + name, None) for name in ("accuracy", "binary_accuracy", "top_5")} == {"max"}
+    assert direction("here", prefix + "loss", "max") == "max"
+
+
 def test_a_value_that_began_as_nan_can_still_improve():
     values = [math.nan, 5.0, 4.0, math.nan, 3.0, 2.0, 1.0, 0.9, 0.8, 0.7]
-    assert fit(Values(values), train.EarlyStopping("score", patience=2)).stopped is None
-    run = fit(Values([3.0] + [math.nan] * 9), train.EarlyStopping("score", patience=2))
+    assert fit(Values(values), train.EarlyStopping("score", patience=2, mode="min")).stopped is None
+    run = fit(Values([3.0] + [math.nan] * 9), train.EarlyStopping("score", patience=2, mode="min"))
     assert int(run.state.data_step) == 6
 
 
@@ -231,7 +274,7 @@ def test_early_stopping_watches_validation():
 def test_reduce_on_plateau_changes_the_rate_and_compiles_nothing(dispatch, count_compiles, tmp_path):
     counts = []
     tx = optax.inject_hyperparams(optax.adam)(learning_rate=0.01)
-    reduce = train.ReduceOnPlateau("score", factor=0.1, patience=2, minimum=2e-4)
+    reduce = train.ReduceOnPlateau("score", factor=0.1, patience=2, minimum=2e-4, mode="min")
     count = At({s: lambda at: counts.append(len(seen.compiles)) for s in range(1, 21)})
     with count_compiles() as seen:
         run = fit(Values([1.0] * 10), reduce, count, tx=tx, out=tmp_path / "r", dispatch=dispatch)
@@ -256,7 +299,7 @@ def test_what_hooks_remember_survives_a_resume(dispatch, tmp_path):
     values = [3, 2, 2, 2, 2, 1, 1, 1, 1, 1]
 
     def go(out, *hooks, **changes):
-        reduce = train.ReduceOnPlateau("score", patience=3)
+        reduce = train.ReduceOnPlateau("score", patience=3, mode="min")
         return fit(Values(values), reduce, *hooks, tx=tx, out=out, dispatch=dispatch, **changes)
 
     whole = go(tmp_path / "whole")
@@ -547,13 +590,30 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
     fit(log=train.Log(every=4), validation=source(5, 3), validate_every=10)
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"step 1/20 \| loss \S+ .*mae \S+.*", lines[0])
-    assert re.fullmatch(r"step 10 \| val_loss \S+  val_mae \S+", lines[-3])
-    assert re.fullmatch(
-        r"step 20/20 \| loss \S+  val_loss \S+  mae \S+  val_mae \S+ \| [\d,]+ examples/s \| waiting 0%", lines[-2]
-    )
-    assert re.fullmatch(r"step 20 \| val_loss \S+  val_mae \S+", lines[-1])
+    for step, line, left in ((10, lines[-2], r" \| left \S+"), (20, lines[-1], "")):
+        values = r"loss \S+  val_loss \S+  mae \S+  val_mae \S+"
+        assert re.fullmatch(rf"step {step}/20 \| {values} \| [\d,]+ examples/s \| waiting 0%{left}", line)
     for line in lines:
         assert len(line) < 200
+
+
+def test_a_log_has_a_line_of_each_kind_every_ten_seconds_and_the_newest_values_last(capsys, monkeypatch):
+    clock = [1.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: clock[0])
+    shown = progress.Progress()
+    shown.begin(train.Plan(steps=100, epoch=10, log_every=1, validate_every=1, batch_size=4))
+    for step in range(1, 101):  # a second a step, a row and a validation at each
+        clock[0] += 1.0
+        shown.row({"step": step, "loss": float(step)})
+        shown.row({"step": step, "val_loss": step + 0.5})
+    shown.finish()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 21  # 10 of each kind, and the last
+    assert lines[:2] == ["step 1/100 | loss 1 | left ?", "step 1/100 | loss 1  val_loss 1.5 | left ?"]
+    assert lines[2] == "step 11/100 | loss 11  val_loss 10.5 | left ?"
+    assert lines[-1] == "step 100/100 | loss 100  val_loss 100.5"
+    shown.finish()
+    assert capsys.readouterr().out == ""  # nothing is told twice
 
 
 def test_a_live_line_on_a_terminal(monkeypatch):
