@@ -21,7 +21,9 @@ from jaxnn.typing import Mean, Resident, Source, Strategy
 
 Deliver = Callable[[int, dict[str, Mean]], None]  # (first data step, sums with leaves [k])
 DISPATCH_S = 0.25  # a dispatch aims at this long: short enough for Ctrl-C and a live display, long against its overhead
-QUEUE_S = 0.25
+QUEUE_S = 0.25  # work that is queued on the device ahead of what was delivered, beyond one dispatch
+MOST_AHEAD = 16  # dispatches in flight at most; unbounded queues of collectives deadlock on forced host devices
+IDS_AHEAD = 16384  # example ids drawn in one call: a call costs as much as some thousand of them
 _debug_runs = itertools.count()
 
 
@@ -111,11 +113,12 @@ class ResidentEngine:
         deliver: Deliver,
         debug: bool = False,
     ):
-        self._chunk = strategy.compile(_traced_once(core_step.make_chunk(step, resident, sums, k_max), debug))
+        self._chunk: Any = strategy.compile(_traced_once(core_step.make_chunk(step, resident, sums, k_max), debug))
         self._arrays = strategy.put_shared(resident.arrays)
         self._ids, self._k_max, self._strategy, self._deliver = ids, k_max, strategy, deliver
         self._pending: collections.deque[tuple[int, int, Any]] = collections.deque()
-        self._length, self._delivered_at = 1, 0.0
+        self._length = self._ahead = 1  # steps in the next dispatch; dispatches in flight
+        self._delivered_at: float | None = None
         self.state, self.data_step = state, data_step
 
     @property
@@ -131,22 +134,26 @@ class ResidentEngine:
             self.state, report = self._chunk(self.state, self._arrays, self._strategy.put_rows(rows), np.int32(k))
             self._pending.append((self.data_step, k, report))
             self.data_step += k
-            self._length = min(2 * self._length, self._k_max)
-            while len(self._pending) > 1:
-                self._pop()
+            if len(self._pending) > self._ahead:
+                self._pop(len(self._pending) - 1)
 
-    def _pop(self) -> None:
-        first, k, report = self._pending.popleft()
-        host = jax.device_get(report)
+    def _pop(self, count: int) -> None:
+        """Delivers the oldest `count` dispatches, and sizes the next ones by how long these took."""
+        items = [self._pending.popleft() for _ in range(count)]
+        host = jax.device_get([report for _, _, report in items])
         now = time.perf_counter()
-        took, self._delivered_at = now - self._delivered_at, now
-        if took > DISPATCH_S:
-            self._length = min(self._length, max(1, int(k * DISPATCH_S / took)))
-        self._deliver(first, jax.tree.map(lambda x: x[:k], host))
+        if self._delivered_at is not None and items:
+            took = now - self._delivered_at
+            per_step = took / sum(k for _, k, _ in items)
+            self._length = max(1, min(8 * self._length, int(DISPATCH_S / per_step), self._k_max))
+            self._ahead = max(1, min(MOST_AHEAD, int(QUEUE_S * count / took)))
+        self._delivered_at = now
+        for (first, k, _), sums in zip(items, host, strict=True):
+            self._deliver(first, jax.tree.map(lambda x, k=k: x[:k], sums))
 
     def drain(self) -> None:
-        while self._pending:
-            self._pop()
+        self._pop(len(self._pending))
+        self._delivered_at = None  # what comes before the next dispatch is not its time
 
     def move(self, state: State, data_step: int) -> None:
         self.state, self.data_step = state, data_step
@@ -179,8 +186,9 @@ class StreamingEngine:
         deliver: Deliver,
         debug: bool = False,
     ):
-        self._step = strategy.compile_step(_traced_once(step, debug))
-        self._example = lambda: strategy.put_batch(host_batch(source, ids(0, 1)[0]))
+        self._step: Any = strategy.compile_step(_traced_once(step, debug))
+        row = ids(0, 1)[0]  # here: later the loader's thread draws
+        self._example = lambda: strategy.put_batch(host_batch(source, row))
         self._open = functools.partial(Loader, source, ids, strategy.put_batch, stop=stop)
         self._loader: Loader | None = None
         self._deliver = deliver
@@ -243,6 +251,18 @@ def resident_data(source: Source, devices: tuple[jax.Device, ...]) -> Resident |
     return resident if size <= stats.get("bytes_limit", 2**32) // 4 else None
 
 
-def order_ids(seed: int, n: int, batch_size: int) -> Callable[[int, int], np.ndarray]:
-    """`ids(data_step, count)` of a run: arithmetic, no state."""
-    return functools.partial(order.examples, seed, n=n, batch_size=batch_size)
+class Order:
+    """`order(data_step, count) -> ids [count, B]` of a run: arithmetic, drawn ahead in blocks; one thread's."""
+
+    def __init__(self, seed: int, n: int, batch_size: int):
+        self._draw = functools.partial(order.examples, seed, n=n, batch_size=batch_size)
+        self._block = max(1, IDS_AHEAD // batch_size)
+        self._first = 0
+        self._rows = np.zeros((0, batch_size), np.int64)
+
+    def __call__(self, data_step: int, count: int) -> np.ndarray:
+        at = data_step - self._first
+        if not 0 <= at <= at + count <= len(self._rows):
+            self._first, at = data_step, 0
+            self._rows = self._draw(data_step, max(count, self._block))
+        return self._rows[at : at + count]

@@ -153,7 +153,7 @@ def prepare(
     if save is not None and out is None:
         raise ValueError(f"{WHERE}: save= has nowhere to write. Pass out=, the run's folder.")
     save = save or Checkpointing()
-    ids = engine.order_ids(seed, n, size)
+    ids = engine.Order(seed, n, size)
     batch = host_batch(source, ids(0, 1)[0])
     variables = checks.init_shapes(WHERE, task, batch)
     checks.trainable(WHERE, variables[0])
