@@ -143,7 +143,7 @@ class ResidentEngine:
         host = jax.device_get([report for _, _, report in items])
         now = time.perf_counter()
         if self._delivered_at is not None and items:
-            took = now - self._delivered_at
+            took = max(now - self._delivered_at, 1e-9)  # a coarse clock may stand still
             per_step = took / sum(k for _, k, _ in items)
             self._length = max(1, min(8 * self._length, int(DISPATCH_S / per_step), self._k_max))
             self._ahead = max(1, min(MOST_AHEAD, int(QUEUE_S * count / took)))
