@@ -56,6 +56,9 @@ def verify(folder: str) -> int:
             problems = stored.verify(path) or stored.read_arrays(path)[1]
         except FileNotFoundError as error:
             problems = [f"{error.filename}: missing"]
+        except ValueError as error:  # another version's format: neither whole nor damaged
+            print(error, file=sys.stderr)
+            return 1
         if not path.exists():  # a live run's retention removed it meanwhile
             continue
         if problems:
@@ -86,7 +89,11 @@ def inspect(folder: str, step: int | None) -> int:
         print(f"cli.checkpoint: no checkpoint of step {step} in {found}. Present: {present}.", file=sys.stderr)
         return 1
     path = stored.step_folder(found, step)
-    problems = stored.verify(path)
+    try:
+        problems = stored.verify(path)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
     arrays: dict[str, np.ndarray] = {}
     if not problems:
         arrays, problems = stored.read_arrays(path)

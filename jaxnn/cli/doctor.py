@@ -25,6 +25,7 @@ DISTRIBUTION = "jaxnn-training"
 # The same lower bounds as the distribution's; a test holds them together.
 REQUIRED = {
     "chex": "0.1.92",
+    "flatbuffers": "25.1",
     "flax": "0.12.8",
     "jax": "0.10.2",
     "matplotlib": "3.9",

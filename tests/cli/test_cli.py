@@ -9,6 +9,7 @@ import pytest
 
 from jaxnn import __version__, cli, runs
 from jaxnn.cli import checkpoint
+from jaxnn.runs import stored
 
 
 def test_help_names_the_commands_and_loads_no_jax():
@@ -118,6 +119,16 @@ def test_a_folder_without_checkpoints_is_named(tmp_path, action, capsys):
     assert cli.main(["checkpoint", action, str(tmp_path / "none")]) == 1
     assert "it does not exist" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("action", ["verify", "inspect"])
+def test_a_checkpoint_of_another_version_is_told_in_a_line(run, action, capsys, monkeypatch):
+    monkeypatch.setattr(stored, "FORMAT", stored.FORMAT - 1)
+    assert cli.main(["checkpoint", action, str(run)]) == 1
+    err = capsys.readouterr().err
+    assert "is a checkpoint of format" in err
+    assert "Traceback" not in err
+    assert err.count("\n") == 1
 
 
 def test_sizes_and_durations_read_well():
