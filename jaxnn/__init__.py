@@ -2,12 +2,12 @@
 
 Models are pure functions, optimizers are gradient transformations, and a training run is a pure function of
 (code, config, seed, journal). The rooms, from the top down: `cli`, `train`, `core` and `runs`, then `data`, `models`,
-`losses`, `metrics`, `parallel` and `bench`, then `cost`, then `sharding`, `report`, `tree` and `rng`, and at the bottom
-`typing`. A room imports only from rooms below it; import-linter enforces that.
+`losses`, `metrics`, `optim`, `parallel` and `bench`, then `cost`, `sharding`, `report`, `tree` and `rng`, and at the
+bottom `typing`. A room imports only from rooms below it; import-linter enforces that.
 
 Importing `jaxnn` loads nothing but its version; import the rooms you use:
 
-    from jaxnn import data, losses, metrics, models, parallel, train
+    from jaxnn import data, losses, metrics, models, optim, parallel, train
 """
 
 __version__ = "0.1.0"

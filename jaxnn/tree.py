@@ -4,6 +4,8 @@ A leaf's path is its keys joined by "/": `blocks_0/attention/qkv/kernel`. Paths 
 optimizer groups call a leaf, so they are made in one place.
 """
 
+import contextlib
+import contextvars
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -139,3 +141,21 @@ def differences(left: PyTree, right: PyTree) -> Iterator[str]:
             yield f"{path}: {describe(b[path])} is only in the second"
         elif describe(a[path]) != describe(b[path]):
             yield f"{path}: {describe(a[path])} against {describe(b[path])}"
+
+
+_declared: contextvars.ContextVar[Mapping[str, Role] | None] = contextvars.ContextVar("jaxnn_roles", default=None)
+
+
+@contextlib.contextmanager
+def declaring(declared: Mapping[str, Role]) -> Iterator[None]:
+    """While inside, `declared_roles` gives these: what a task's modules declared, for optimizers to group by."""
+    token = _declared.set(declared)
+    try:
+        yield
+    finally:
+        _declared.reset(token)
+
+
+def declared_roles() -> Mapping[str, Role] | None:
+    """The roles by path that are in force; None where nothing declared any."""
+    return _declared.get()

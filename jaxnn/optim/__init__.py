@@ -1,0 +1,43 @@
+"""Optimizers that compose: every part of one can be seen, changed, logged, sharded and resumed.
+
+Everything here goes in and comes out as an `optax.GradientTransformationExtraArgs`, so optax's transformations work
+inside `stages` and `groups`, and ours inside `optax.chain`. What is added is what a closure hides: parts have names,
+state has stable paths, hyperparameters are float32 leaves that change without compiling again, and what an update
+reports is chosen when it is built.
+
+    tx = optim.stages(
+        clip=optim.clip_by_global_norm(1.0),
+        adam=optim.adam_core(b2=0.95),
+        decay=optim.decay(0.1, where=optim.role("matrix")),
+        lr=optim.scale_by_lr(3e-4),
+        metrics=("lr", "norms", "clip"),
+    )
+"""
+
+from jaxnn.optim.algorithms.adam import adam as adam
+from jaxnn.optim.algorithms.adam import adam_core as adam_core
+from jaxnn.optim.algorithms.adam import adamw as adamw
+from jaxnn.optim.algorithms.adam import adamw_core as adamw_core
+from jaxnn.optim.algorithms.lion import lion as lion
+from jaxnn.optim.algorithms.lion import lion_core as lion_core
+from jaxnn.optim.compose.access import get as get
+from jaxnn.optim.compose.access import replace as replace
+from jaxnn.optim.compose.access import reset as reset
+from jaxnn.optim.compose.groups import group as group
+from jaxnn.optim.compose.groups import groups as groups
+from jaxnn.optim.compose.measures import metrics as metrics
+from jaxnn.optim.compose.scaling import clip_by_global_norm as clip_by_global_norm
+from jaxnn.optim.compose.scaling import decay as decay
+from jaxnn.optim.compose.scaling import frozen as frozen
+from jaxnn.optim.compose.scaling import scale_by_lr as scale_by_lr
+from jaxnn.optim.compose.scaling import stateless as stateless
+from jaxnn.optim.compose.select import everything as everything
+from jaxnn.optim.compose.select import ndim as ndim
+from jaxnn.optim.compose.select import otherwise as otherwise
+from jaxnn.optim.compose.select import path as path
+from jaxnn.optim.compose.select import role as role
+from jaxnn.optim.compose.stages import stages as stages
+from jaxnn.optim.compose.transformation import Transformation as Transformation
+from jaxnn.optim.compose.transformation import schedules as schedules
+from jaxnn.optim.hyper import hyper as hyper
+from jaxnn.optim.hyper import set_hyper as set_hyper

@@ -1,0 +1,178 @@
+"""Parameter groups: each leaf belongs to exactly one, or to the one `otherwise`; nothing passes through unseen."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxnn import tree
+from jaxnn.optim.compose import select
+from jaxnn.optim.compose.transformation import Context, Transformation, apply_part, check
+from jaxnn.optim.hyper import NONNEGATIVE, Hyperparameters, Hypers
+from jaxnn.typing import PyTree
+
+
+class Group(NamedTuple):
+    """One group: which parameters, what is done with their gradients, and multipliers of the rate and the decay that
+    `stages` applies later. Make it by `group`."""
+
+    where: select.Predicate
+    tx: optax.GradientTransformation
+    lr: float = 1.0
+    decay: float = 1.0
+
+
+def group(where: select.Predicate, tx: optax.GradientTransformation, *, lr: float = 1.0, decay: float = 1.0) -> Group:
+    """A group with multipliers: `groups(embed=group(role("embedding"), adam_core(), lr=0.1, decay=0.0), ...)`.
+
+    Args:
+        where: Which parameters.
+        tx: What is done with their gradients.
+        lr: Multiplies the rate of the enclosing `stages`; >= 0. Hyperparameter `NAME_lr` where it is not 1.
+        decay: Multiplies its weight decay; >= 0. Hyperparameter `NAME_decay` where it is not 1.
+    """
+    return Group(where, tx, lr, decay)
+
+
+class GroupsState(NamedTuple):
+    """State of `groups`: each group's own, whose trees hold `optax.MaskedNode()` in other groups' places."""
+
+    groups: dict[str, PyTree]
+    hyper: Hypers
+
+
+def assign(params: PyTree, named: Mapping[str, Group], where: str = "optim.groups") -> PyTree:
+    """A tree like `params` of group names.
+
+    Raises:
+        ValueError: If a leaf matches two groups, or none and there is no `otherwise`; or if a group matches no leaf.
+    """
+    catch_all = next((name for name, g in named.items() if g.where is select.otherwise), None)
+    tried = ", ".join(f"{name}={g.where!r}" for name, g in named.items())
+    used: set[str] = set()
+
+    def one(leaf: select.Leaf) -> str:
+        hits = [name for name, g in named.items() if g.where is not select.otherwise and g.where(leaf)]
+        shown = f"leaf {leaf.path!r} {leaf.shape}, role {leaf.role.name!r}{'' if leaf.declared else ' (a guess)'},"
+        if len(hits) > 1:
+            raise ValueError(
+                f"{where}: {shown} matches {hits}. Tried: {tried}. Make them exclude each other: "
+                f"{hits[1]}=({named[hits[1]].where!r} & ~{named[hits[0]].where!r}, ...)."
+            )
+        if not hits and catch_all is None:
+            raise ValueError(f"{where}: {shown} matches no group. Tried: {tried}. Add NAME=(optim.otherwise, ...).")
+        used.add(hits[0] if hits else str(catch_all))
+        return hits[0] if hits else str(catch_all)
+
+    labels = jax.tree.map(one, select.leaves(params))
+    unused = [name for name in named if name not in used and name != catch_all]
+    if unused and jax.tree.leaves(params):
+        paths = [leaf.path for leaf in jax.tree.leaves(select.leaves(params))]
+        shown = ", ".join(paths[:6]) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
+        raise ValueError(
+            f"{where}: group {unused[0]!r} = {named[unused[0]].where!r} matches no leaf of {shown}. Correct its "
+            "predicate, or leave the group out."
+        )
+    return labels
+
+
+def _lift(name: str, value: Any) -> Group:
+    where = f"optim.groups: {name!r}"
+    if isinstance(value, Group):
+        made = value
+    elif isinstance(value, tuple) and not isinstance(value, optax.GradientTransformation) and len(value) == 2:
+        made = Group(*value)
+    else:
+        raise TypeError(f"{where} must be (predicate, transformation) or optim.group(...), got {value!r:.60}.")
+    select.check(where, made.where)
+    return made._replace(tx=check("optim.groups", name, made.tx))
+
+
+def groups(**named: Group | tuple[select.Predicate, optax.GradientTransformation]) -> Transformation:
+    """Each group of parameters through its own transformation.
+
+    Every leaf must match exactly one predicate; the one group whose predicate is `optim.otherwise` takes the rest.
+    `optim.frozen` is a transformation that leaves its group as it is. Norms outside stay global; a group's own
+    transformation sees only its leaves. `optim.summary` prints the assignment.
+
+    Args:
+        named: Name -> (predicate, transformation), or `optim.group(...)` with multipliers.
+
+    Raises:
+        TypeError: If a group is something else.
+        ValueError: If two groups are `otherwise`; at init and trace time as in `assign`.
+    """
+    members = {name: _lift(name, value) for name, value in named.items()}
+    rest = [name for name, g in members.items() if g.where is select.otherwise]
+    if len(rest) > 1 or not members:
+        raise ValueError(f"optim.groups: {rest or 'no group'}: give groups, of which at most one is optim.otherwise.")
+    numbers: dict[str, Any] = {f"{n}_{kind}": getattr(g, kind) for n, g in members.items() for kind in ("lr", "decay")}
+    numbers = {name: value for name, value in numbers.items() if value != 1.0}
+    hyper = Hyperparameters("optim.groups", domains=dict.fromkeys(numbers, NONNEGATIVE), **numbers)
+
+    def split(labels: list[str], values: PyTree) -> dict[str, PyTree]:
+        leaves, treedef = jax.tree.flatten(values)
+        if len(leaves) != len(labels):
+            raise ValueError(
+                f"optim.groups: {len(leaves)} gradients for {len(labels)} parameters. Give trees of the same structure."
+            )
+        masked = {name: [x if at == name else optax.MaskedNode() for at, x in zip(labels, leaves)] for name in members}
+        return {name: jax.tree.unflatten(treedef, xs) for name, xs in masked.items()}
+
+    def init(params: PyTree) -> GroupsState:
+        parts = split(jax.tree.leaves(assign(params, members)), params)
+        return GroupsState({name: g.tx.init(parts[name]) for name, g in members.items()}, hyper.init())
+
+    def update(
+        updates: PyTree, state: GroupsState, params: PyTree = None, *, context: Context | None = None, **extra: Any
+    ) -> tuple[PyTree, GroupsState]:
+        labels = jax.tree.leaves(assign(updates if params is None else params, members))
+        values = split(labels, updates)
+        weights = split(labels, params) if params is not None else dict.fromkeys(members)
+        # A tree beside the gradients (`grad=`) would not fit a group; what composition needs is in `updates`.
+        passed = {name: value for name, value in extra.items() if name != "grad"}
+        states: dict[str, PyTree] = {}
+        merged: list[Any] = [None] * len(labels)
+        for name, g in members.items():
+            new, states[name] = apply_part(
+                g.tx, values[name], state.groups[name], weights[name], context or Context(), passed
+            )
+            flat = jax.tree.leaves(new, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+            for i, at in enumerate(labels):
+                if at == name:
+                    merged[i] = flat[i]
+        _, hypers = hyper.at(state.hyper)
+        return jax.tree.unflatten(jax.tree.structure(updates), merged), GroupsState(states, hypers)
+
+    def multipliers(state: GroupsState, params: PyTree, kind: str) -> PyTree:
+        """A tree like `params` of the groups' multipliers, or None where all are 1."""
+        if not any(name.endswith(f"_{kind}") for name in numbers):
+            return None
+        one = jnp.ones((), jnp.float32)
+        return jax.tree.map(lambda name: state.hyper.values.get(f"{name}_{kind}", one), assign(params, members))
+
+    return Transformation(
+        init,
+        update,
+        name="groups",
+        parts={name: g.tx for name, g in members.items()},
+        hyper=hyper,
+        wants_context=True,
+        facts={
+            "multipliers": multipliers,
+            "assign": lambda params: assign(params, members),
+            "where": {name: g.where for name, g in members.items()},
+        },
+    )
+
+
+def mask(params: PyTree, where: select.Predicate) -> PyTree:
+    """A tree like `params` of bools: which leaves match. For optax's `mask=`."""
+    return jax.tree.map(lambda leaf: where(leaf), select.leaves(params))
+
+
+def paths(params: PyTree, where: select.Predicate) -> list[str]:
+    """The paths of the leaves that match."""
+    return [path for path, hit in tree.leaves_by_path(mask(params, where)).items() if hit]

@@ -1,0 +1,118 @@
+"""Which parameters: predicates by role, path and logical rank, that combine with &, | and ~ and print as they are
+written.
+
+A parameter's role and its stacked axes are what its module declared (`tree.declared`, which `fit` puts in force), and
+where none did, a guess from rank and name.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+from jaxnn import tree
+from jaxnn.typing import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """What a predicate sees of a parameter.
+
+    Attributes:
+        path: `blocks_0/attention/qkv/kernel`.
+        shape: With its stacked axes.
+        role: Its role and the number of its stacked axes.
+        declared: Whether its module said so; else it is a guess.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    role: tree.Role
+    declared: bool
+
+    @property
+    def ndim(self) -> int:
+        """Logical rank: without the axes that only stack layers."""
+        return len(self.shape) - self.role.stacked
+
+
+@dataclasses.dataclass(frozen=True)
+class Predicate:
+    """A test of a parameter that prints as it was written."""
+
+    test: Callable[[Leaf], bool]
+    text: str
+
+    def __call__(self, leaf: Leaf) -> bool:
+        return bool(self.test(leaf))
+
+    def __and__(self, other: "Predicate") -> "Predicate":
+        return Predicate(lambda leaf: self(leaf) and other(leaf), f"({self.text} & {other.text})")
+
+    def __or__(self, other: "Predicate") -> "Predicate":
+        return Predicate(lambda leaf: self(leaf) or other(leaf), f"({self.text} | {other.text})")
+
+    def __invert__(self) -> "Predicate":
+        return Predicate(lambda leaf: not self(leaf), f"~{self.text}")
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def role(*names: str) -> Predicate:
+    """Parameters of one of these roles: "matrix", "embedding", "head", "vector", "conv".
+
+    Raises:
+        ValueError: If a name is none of them.
+    """
+    unknown = [name for name in names if name not in tree.ROLES]
+    if unknown or not names:
+        raise ValueError(f"optim.role: {unknown or 'no name'} is no role. There are {list(tree.ROLES)}.")
+    return Predicate(lambda leaf: leaf.role.name in names, f"role({', '.join(map(repr, names))})")
+
+
+def path(pattern: str) -> Predicate:
+    """Parameters in whose path the regular expression is found: `path(r"attention/.*kernel$")`.
+
+    Raises:
+        ValueError: If the expression does not compile.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"optim.path: {pattern!r} is no regular expression: {error}.") from error
+    return Predicate(lambda leaf: compiled.search(leaf.path) is not None, f"path({pattern!r})")
+
+
+def ndim(*ranks: int) -> Predicate:
+    """Parameters of one of these logical ranks (axes that only stack layers do not count)."""
+    return Predicate(lambda leaf: leaf.ndim in ranks, f"ndim({', '.join(map(str, ranks))})")
+
+
+otherwise = Predicate(lambda leaf: False, "otherwise")  # the group of what no other group matches
+everything = Predicate(lambda leaf: True, "everything")
+
+
+def leaves(params: PyTree) -> PyTree:
+    """A tree like `params` of `Leaf`s."""
+    declared = tree.declared_roles() or {}
+
+    def one(name: str, x: Any) -> Leaf:
+        known = declared.get(name)
+        return Leaf(name, tuple(x.shape), known or tree.guess_role(name, x), known is not None)
+
+    return tree.map_by_path(one, params)
+
+
+def check(where: str, predicate: Any) -> Predicate:
+    """The predicate itself.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(predicate, Predicate):
+        raise TypeError(
+            f'{where}: {predicate!r:.60} is no predicate. Write optim.role("matrix"), optim.path(r"regex"), '
+            "optim.ndim(2) or optim.otherwise."
+        )
+    return predicate

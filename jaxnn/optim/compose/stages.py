@@ -1,0 +1,117 @@
+"""`stages`: a chain whose parts have names, so that state has stable paths and parts can know of each other."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxnn import tree
+from jaxnn.optim.compose.measures import Metrics, Seen, check_choices, measure
+from jaxnn.optim.compose.transformation import Context, Transformation, apply_part, check
+from jaxnn.typing import PyTree
+
+
+class StagesState(NamedTuple):
+    """State of `stages`: each stage's own by name, and the chosen metrics."""
+
+    stages: dict[str, PyTree]
+    metrics: Metrics
+
+
+def stages(*, metrics: Sequence[str] = (), **named: optax.GradientTransformation) -> Transformation:
+    """Applies named transformations in order; state is keyed by their names.
+
+    Adding, removing or renaming a stage leaves the other stages' state where it was (`optim.migrate` carries it over).
+    Weight decay that is not coupled to the rate applies after it, wherever it is written.
+
+    Args:
+        metrics: What `optim.metrics(state)` will give: any of "lr", "norms", "layer_norms", "group_norms", "clip".
+        named: Name -> any optax gradient transformation.
+
+    Raises:
+        TypeError: If a stage is no gradient transformation.
+        ValueError: If there is no stage, or a metric is unknown; at init and trace time, if gradients do not fit the
+            parameters, a leaf is not floating, or a metric has no stage to measure.
+    """
+    where = "optim.stages"
+    if not named:
+        raise ValueError(f"{where}: no stage. Write optim.stages(adam=optim.adam_core(), lr=optim.scale_by_lr(1e-3)).")
+    parts = {name: check(where, name, tx) for name, tx in named.items()}
+    chosen = check_choices(where, metrics)
+    last = [n for n, part in parts.items() if isinstance(part, Transformation) and part.facts.get("after_lr")]
+    order = [name for name in parts if name not in last] + last
+
+    def context(states: Mapping[str, PyTree], params: PyTree) -> Context:
+        found = Context()
+        for name, part in parts.items():
+            if not isinstance(part, Transformation):
+                continue
+            if "lr_in_effect" in part.facts:
+                rate, peak = part.facts["lr_in_effect"](states[name])
+                found = found._replace(lr=rate, lr_peak=peak)
+            if "multipliers" in part.facts and params is not None:
+                for kind in ("lr", "decay"):
+                    tree_of = part.facts["multipliers"](states[name], params, kind)
+                    if tree_of is not None:
+                        found = found._replace(**{f"{kind}_multipliers": tree_of})
+        return found
+
+    def run(updates: PyTree, states: Mapping[str, PyTree], params: PyTree, extra: Mapping[str, Any]) -> Any:
+        told = context(states, params)
+        grads, new = updates, {}
+        for name in order:
+            updates, new[name] = apply_part(parts[name], updates, states[name], params, told, extra)
+        return updates, new, measure(chosen, Seen(grads, updates, params, parts, new, told))
+
+    def init(params: PyTree) -> StagesState:
+        check_leaves(where, params)
+        states = {name: part.init(params) for name, part in parts.items()}
+        values: dict[str, Any] = {}
+        if chosen:  # which names there are depends on the parameters
+            with_value = {"value": jnp.zeros(()), "value_fn": lambda p, **_: jnp.zeros(())}
+            shapes = jax.eval_shape(lambda p, s: run(p, s, p, with_value)[2], params, states)
+            values = {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.values.items()}
+        return StagesState(states, Metrics(values))
+
+    def update(updates: PyTree, state: StagesState, params: PyTree = None, **extra: Any) -> tuple[PyTree, StagesState]:
+        check_gradients(where, updates, params)
+        new_updates, states, values = run(updates, state.stages, params, extra)
+        return new_updates, StagesState(states, values)
+
+    return Transformation(init, update, name="stages", parts=parts)
+
+
+def check_leaves(where: str, params: PyTree) -> None:
+    """Refuses parameters that cannot be trained.
+
+    Raises:
+        TypeError: Naming a leaf that is not floating or complex.
+    """
+    for path, leaf in tree.leaves_by_path(params).items():
+        if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, np.inexact):
+            raise TypeError(
+                f"{where}: leaf {path!r} {tree.describe(leaf)} is not floating, and has no gradient. Keep it out of "
+                "the parameters, in the model state."
+            )
+
+
+def check_gradients(where: str, grads: PyTree, params: PyTree) -> None:
+    """Refuses gradients that do not fit the parameters.
+
+    Raises:
+        ValueError: Naming the leaves whose place or shape differs.
+    """
+    if params is None:
+        return
+    if jax.tree.structure(grads) != jax.tree.structure(params) or any(
+        np.shape(g) != np.shape(p) for g, p in zip(jax.tree.leaves(grads), jax.tree.leaves(params))
+    ):
+        shapes = [jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.float32), t) for t in (grads, params)]
+        shown = list(tree.differences(*shapes))
+        raise ValueError(
+            f"{where}: gradients and parameters differ (first against second): {'; '.join(shown[:4]) or 'in structure'}"
+            f"{f'; and {len(shown) - 4} more' if len(shown) > 4 else ''}. Give gradients by the same parameters."
+        )

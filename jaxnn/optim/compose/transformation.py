@@ -1,0 +1,121 @@
+"""What everything in this room is: an optax gradient transformation that also knows what it is made of.
+
+optax's type is two functions, which say nothing of themselves. Summaries, specs, migrations and checks need to know the
+parts, so ours carries them beside the functions; it is still optax's type, and goes wherever that goes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Self
+
+import optax
+
+from jaxnn.optim.hyper import Hyperparameters
+from jaxnn.typing import Array, PyTree, Schedule
+
+
+class Context(NamedTuple):
+    """What `stages` tells its parts about the others.
+
+    Attributes:
+        lr: The rate in effect in this update, float32 scalar; None where no stage has one.
+        lr_peak: The largest rate of its schedule; the rate itself where it is constant.
+        lr_multipliers: Tree like the parameters of floats; None where every one is 1.
+        decay_multipliers: Likewise.
+    """
+
+    lr: Array | None = None
+    lr_peak: Array | float | None = None
+    lr_multipliers: PyTree = None
+    decay_multipliers: PyTree = None
+
+
+class Transformation(optax.GradientTransformationExtraArgs):
+    """An optax gradient transformation with a name, its parts, and its hyperparameters.
+
+    Attributes:
+        init: `init(params) -> state`.
+        update: `update(updates, state, params=None, **extra) -> (updates, state)`.
+        name: What summaries and errors call it.
+        parts: The transformations that it is made of, by name.
+        hyper: Its own hyperparameters, or None.
+        wants_context: Whether `update` takes `context`.
+        facts: What else composition may ask of it.
+    """
+
+    name: str
+    parts: Mapping[str, optax.GradientTransformation]
+    hyper: Hyperparameters | None
+    wants_context: bool
+    facts: Mapping[str, Any]
+
+    def __new__(
+        cls,
+        init: Callable[[PyTree], PyTree],
+        update: Callable[..., tuple[PyTree, PyTree]],
+        *,
+        name: str,
+        parts: Mapping[str, optax.GradientTransformation] | None = None,
+        hyper: Hyperparameters | None = None,
+        wants_context: bool = False,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Self:
+        self = super().__new__(cls, init, update)
+        self.name, self.parts, self.hyper = name, dict(parts or {}), hyper
+        self.wants_context, self.facts = wants_context, dict(facts or {})
+        return self
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.parts.items())})"
+
+
+def apply_part(
+    part: optax.GradientTransformation,
+    updates: PyTree,
+    state: PyTree,
+    params: PyTree,
+    context: Context,
+    extra: Mapping[str, Any],
+) -> tuple[PyTree, PyTree]:
+    """One part's update; it is given the context if it asks for it, and extra arguments if it takes any."""
+    if isinstance(part, Transformation) and part.wants_context:
+        return part.update(updates, state, params, context=context, **extra)
+    return optax.with_extra_args_support(part).update(updates, state, params, **extra)
+
+
+def check(where: str, name: str, part: Any) -> optax.GradientTransformationExtraArgs:
+    """A part as a transformation that takes extra arguments.
+
+    Raises:
+        TypeError: If it is no optax gradient transformation.
+    """
+    if not isinstance(part, optax.GradientTransformation):
+        hint = " It is a function: call it." if callable(part) else ""
+        raise TypeError(
+            f"{where}: {name!r} must be an optax gradient transformation, got {type(part).__name__} {part!r:.60}.{hint}"
+        )
+    return optax.with_extra_args_support(part)
+
+
+def label(part: optax.GradientTransformation) -> str:
+    """What a part is called in tables: its name, or for optax's where its function was made."""
+    if isinstance(part, Transformation):
+        return part.name
+    inner = getattr(part.init, "__qualname__", "").split(".")[0]
+    return f"optax.{inner}" if inner else "optax"
+
+
+def walk(part: optax.GradientTransformation, path: str = "") -> Iterator[tuple[str, optax.GradientTransformation]]:
+    """Every part at any depth with its dotted path, outermost first."""
+    yield path, part
+    if isinstance(part, Transformation):
+        for name, inner in part.parts.items():
+            yield from walk(inner, f"{path}.{name}" if path and name else path or name)
+
+
+def schedules(tx: optax.GradientTransformation) -> dict[str, Schedule]:
+    """The schedules in a transformation by full name: `lr.lr`; what optax hides in closures is not found."""
+    found: dict[str, Schedule] = {}
+    for path, part in walk(tx):
+        if isinstance(part, Transformation) and part.hyper is not None:
+            found |= {f"{path}.{name}".lstrip("."): s for name, s in part.hyper.schedules.items()}
+    return found

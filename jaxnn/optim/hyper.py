@@ -1,0 +1,297 @@
+"""Hyperparameters as state: float32 leaves that a step reads, whatever the parameters' dtype.
+
+Because they are leaves, changing one recompiles nothing, a sweep over one is a `vmap`, and a checkpoint holds the value
+that was in effect. A constant and a schedule are alike: the value in effect is in the state either way, and a value set
+by hand holds until it is released.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn import tree
+from jaxnn.typing import Array, PyTree, Schedule
+
+
+class Hypers(NamedTuple):
+    """The hyperparameters of one stage, and how often it was applied.
+
+    Attributes:
+        count: int32 scalar, updates done.
+        values: Name -> float32 scalar in effect: of the last update, and of the next unless a schedule moves it.
+        held: Name -> bool scalar, for scheduled ones only: set by hand, so that the schedule does not apply.
+    """
+
+    count: Any
+    values: dict[str, Any]
+    held: dict[str, Any]
+
+
+class InEffect(dict[str, Array]):
+    """The values of one update, by attribute: `h.lr`; and `h.count`, the number of this update, from 1 (float32)."""
+
+    def __getattr__(self, name: str) -> Array:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Domain:
+    """The interval in which a hyperparameter makes sense."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.low_open else value >= self.low
+        below = value < self.high if self.high_open else value <= self.high
+        return math.isfinite(value) and above and below
+
+    def __str__(self) -> str:
+        if math.isinf(self.low) and math.isinf(self.high):
+            return "a finite number"
+        if math.isinf(self.high):
+            return f"a number {'>' if self.low_open else '>='} {self.low:g}"
+        return f"a number in {'(' if self.low_open else '['}{self.low:g}, {self.high:g}{')' if self.high_open else ']'}"
+
+
+ANY = Domain()
+NONNEGATIVE = Domain(low=0)
+POSITIVE = Domain(low=0, low_open=True)
+DECAY_RATE = Domain(low=0, high=1, high_open=True)  # of an exponential average
+SHARE = Domain(low=0, high=1)
+
+# What the field's names mean everywhere; other names take any finite number unless the algorithm says more.
+DOMAINS: dict[str, Domain] = {
+    "lr": NONNEGATIVE,
+    "b1": DECAY_RATE,
+    "b2": DECAY_RATE,
+    "b3": DECAY_RATE,
+    "momentum": DECAY_RATE,
+    "decay": DECAY_RATE,
+    "eps": NONNEGATIVE,
+    "weight_decay": NONNEGATIVE,
+    "max_norm": POSITIVE,
+}
+
+
+def check_number(where: str, name: str, value: Any, domain: Domain | None = None) -> float:
+    """A hyperparameter's value as a float.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is outside its domain.
+    """
+    domain = domain or DOMAINS.get(name, ANY)
+    if isinstance(value, (bool, str, bytes)) or np.ndim(value) != 0 or not hasattr(value, "__float__"):
+        raise TypeError(f"{where}: {name} must be a number or a schedule (step -> number), got {value!r:.60}.")
+    number = float(value)
+    if number not in domain:
+        raise ValueError(f"{where}: {name} is {number:g}. Give {domain}.")
+    return number
+
+
+class Hyperparameters:
+    """The hyperparameters that one stage was built with: constants and schedules, checked.
+
+    Args:
+        where: What an error calls the stage: "optim.adam".
+        domains: Domains of names that `DOMAINS` does not know.
+        given: Name -> number, or schedule (update number, from 0 -> number).
+
+    Raises:
+        TypeError: If a value is neither.
+        ValueError: If a value is outside its domain; for a schedule, its first one.
+    """
+
+    def __init__(self, where: str, /, domains: Mapping[str, Domain] | None = None, **given: Any):
+        self.where = where
+        self.domains = {name: (domains or {}).get(name) or DOMAINS.get(name, ANY) for name in given}
+        self.schedules: dict[str, Schedule] = {}
+        self.constants: dict[str, float] = {}
+        for name, value in given.items():
+            if callable(value):
+                try:
+                    first = value(0)
+                except Exception as error:
+                    raise ValueError(f"{where}: the schedule of {name} fails at step 0: {error}") from error
+                check_number(where, f"the schedule of {name} at step 0", first, self.domains[name])
+                self.schedules[name] = value
+            else:
+                self.constants[name] = check_number(where, name, value, self.domains[name])
+
+    def init(self) -> Hypers:
+        """The first state: constants, and schedules at step 0."""
+        values = {name: jnp.asarray(value, jnp.float32) for name, value in self.constants.items()}
+        values |= {name: _scalar(schedule(jnp.zeros((), jnp.int32))) for name, schedule in self.schedules.items()}
+        return Hypers(jnp.zeros((), jnp.int32), values, {name: jnp.zeros((), bool) for name in self.schedules})
+
+    def at(self, hypers: Hypers) -> tuple[InEffect, Hypers]:
+        """The values for the next update, and the state after it. Traceable."""
+        values = dict(hypers.values)
+        for name, schedule in self.schedules.items():
+            values[name] = jnp.where(hypers.held[name], values[name], _scalar(schedule(hypers.count)))
+        count = hypers.count + 1
+        return InEffect(values, count=count.astype(jnp.float32)), Hypers(count, values, hypers.held)
+
+
+def _scalar(value: Any) -> Array:
+    return jax.lax.convert_element_type(jnp.asarray(value), jnp.float32)
+
+
+def _nodes(state: PyTree) -> Iterator[tuple[str, Hypers | Mapping[str, Any]]]:
+    """Every place in an optimizer's state that holds hyperparameters, with its path: ours and optax's."""
+
+    def is_node(x: Any) -> bool:
+        return isinstance(x, Hypers) or _injected(x)
+
+    for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_node):
+        if isinstance(node, Hypers):
+            yield tree.path_name(path), node
+        elif _injected(node):
+            yield tree.path_name(path), node.hyperparams
+            inner = tree.path_name(path)
+            for below, deeper in _nodes(node.inner_state):
+                yield f"{inner}/{below}", deeper
+
+
+def _injected(x: Any) -> bool:
+    """Whether this is the state of `optax.inject_hyperparams`."""
+    return hasattr(x, "hyperparams") and hasattr(x, "inner_state")
+
+
+_SILENT = ("stages", "groups", "hyper", "inner", "inner_state", "hyperparams", ".")
+
+
+def short_path(path: str) -> str:
+    """A state path as people write it: `stages/precondition/groups/muon/hyper` is `precondition.muon`."""
+    return ".".join(part for part in path.split("/") if part not in _SILENT)
+
+
+def named(state: PyTree) -> dict[str, tuple[str, str]]:
+    """Every hyperparameter in a state by its full name: `precondition.adam.b2` -> (path of its node, "b2")."""
+    found: dict[str, tuple[str, str]] = {}
+    for path, node in _nodes(state):
+        values = node.values if isinstance(node, Hypers) else node
+        for name, value in values.items():
+            if hasattr(value, "dtype") or isinstance(value, float):
+                prefix = short_path(path)
+                found[f"{prefix}.{name}" if prefix else name] = (path, name)
+    return found
+
+
+def _resolve(state: PyTree, name: str, where: str) -> list[tuple[str, str]]:
+    """The nodes that `name` means: a full name, or its last parts where they are unambiguous."""
+    known = named(state)
+    if name in known:
+        return [known[name]]
+    hits = [full for full in known if full.endswith(f".{name}")]
+    if len(hits) == 1:
+        return [known[hits[0]]]
+    if hits:
+        raise ValueError(f"{where}: {name!r} could be any of {hits}. Write one of them.")
+    close = difflib.get_close_matches(name, {full.rsplit(".", 1)[-1] for full in known} | set(known), 1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"{where}: no hyperparameter {name!r}. There are {sorted(known) or 'none'}.{hint}")
+
+
+def hyper(state: PyTree) -> dict[str, Array]:
+    """The hyperparameters in an optimizer's state, in effect: by last name where it is the only one, else by full name.
+
+    Reads the states of `jaxnn.optim` and of `optax.inject_hyperparams`, at any depth. Float32 scalars (a leading
+    axis under `vmap`).
+    """
+    known = named(state)
+    last = [full.rsplit(".", 1)[-1] for full in known]
+    nodes = dict(_nodes(state))
+    found = {}
+    for full, (path, name) in known.items():
+        node = nodes[path]
+        value = node.values[name] if isinstance(node, Hypers) else node[name]
+        found[name if last.count(name) == 1 else full] = value
+    return found
+
+
+def set_hyper(state: PyTree, /, **values: float | Array | None) -> PyTree:
+    """The state with other hyperparameters: nothing else changes, and a jitted step does not compile again.
+
+    A value set over a schedule holds until it is released by `name=None`, from when the schedule applies again.
+    Names are those of `hyper(state)`; full ones are passed as `**{"precondition.adam.b2": 0.99}`. May be traced.
+
+    Args:
+        state: An optimizer's state, or anything that holds one.
+        values: Numbers, or arrays of the shape that the leaf has (a member each under `vmap`).
+
+    Raises:
+        TypeError: If a value is no number.
+        ValueError: If a name is unknown or ambiguous, a value outside its domain or misshapen, or a constant released.
+    """
+    where = "optim.set_hyper"
+    wanted: dict[tuple[str, str], Any] = {}
+    for name, value in values.items():
+        for target in _resolve(state, name, where):
+            wanted[target] = _checked(where, name, value)
+
+    def is_node(x: Any) -> bool:
+        return isinstance(x, Hypers) or _injected(x)
+
+    def visit(prefix: str, node: Any) -> Any:
+        def one(path: tuple[Any, ...], x: Any) -> Any:
+            here = tree.path_name(path)
+            full = here if not prefix else f"{prefix}/{here}"
+            mine = {name: value for (at, name), value in wanted.items() if at == full}
+            if isinstance(x, Hypers):
+                return _with_values(x, mine, where) if mine else x
+            if _injected(x):
+                old = dict(x.hyperparams)
+                new = {n: _like(where, n, v, old[n]) for n, v in mine.items()}
+                return x._replace(hyperparams=old | new, inner_state=visit(full, x.inner_state))
+            return x
+
+        return jax.tree_util.tree_map_with_path(one, node, is_leaf=is_node)
+
+    return visit("", state)
+
+
+def _checked(where: str, name: str, value: Any) -> Any:
+    if value is None or isinstance(value, jax.core.Tracer):
+        return value
+    if np.ndim(value) == 0:
+        return check_number(where, name, value, DOMAINS.get(name.rsplit(".", 1)[-1]))
+    for member in np.asarray(value).ravel():
+        check_number(where, name, member, DOMAINS.get(name.rsplit(".", 1)[-1]))
+    return value
+
+
+def _like(where: str, name: str, value: Any, leaf: Any) -> Array:
+    """`value` as the leaf is: its shape, dtype and sharding."""
+    if value is None:
+        raise ValueError(f"{where}: {name} is a constant: no schedule takes it back. Give a number.")
+    if np.shape(value) not in ((), np.shape(leaf)):
+        raise ValueError(f"{where}: {name} has shape {np.shape(value)} for a leaf of shape {np.shape(leaf)}.")
+    new = jnp.broadcast_to(jnp.asarray(value, leaf.dtype), np.shape(leaf))
+    if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and not isinstance(new, jax.core.Tracer):
+        return jax.device_put(new, leaf.sharding)
+    return new
+
+
+def _with_values(node: Hypers, new: Mapping[str, Any], where: str) -> Hypers:
+    values, held = dict(node.values), dict(node.held)
+    for name, value in new.items():
+        if value is None and name in held:
+            held[name] = _like(where, name, False, held[name])
+            continue
+        values[name] = _like(where, name, value, values[name])
+        if name in held:
+            held[name] = _like(where, name, True, held[name])
+    return node._replace(values=values, held=held)

@@ -1,0 +1,35 @@
+"""Every optimizer there is, by name: what the contract tests, the parity tests and the benchmarks run over.
+
+A new optimizer is one file in `algorithms/` and one line here.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import optax
+
+from jaxnn.optim.algorithms.adam import adam, adamw
+from jaxnn.optim.algorithms.lion import lion
+
+
+class Entry(NamedTuple):
+    """One optimizer.
+
+    Attributes:
+        make: `make(lr) -> transformation`, everything else at its default.
+        lr: A rate at which it makes headway on small problems.
+        source: Paper.
+        needs: Extra arguments that its update needs: "value", "value_fn", "key".
+    """
+
+    make: Callable[[float], optax.GradientTransformationExtraArgs]
+    lr: float
+    source: str
+    needs: tuple[str, ...] = ()
+
+
+OPTIMIZERS: dict[str, Entry] = {
+    "adam": Entry(adam, 1e-2, "arXiv:1412.6980"),
+    "adamw": Entry(adamw, 1e-2, "arXiv:1711.05101"),
+    "lion": Entry(lion, 3e-3, "arXiv:2302.06675"),
+}
