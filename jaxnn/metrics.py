@@ -10,8 +10,10 @@ enough, and `as_metric` makes it a `Metric`.
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,20 @@ from jaxnn.tree import describe
 from jaxnn.typing import Array, Mean
 
 Values = Callable[[Array, Array], Array]
+# By exact name: "precision", "recall" or "topic_loss" would be told wrong by any part of theirs.
+SMALLER = ("loss", "mse", "mae", "huber", "cross_entropy", "binary_cross_entropy", "perplexity", "bits_per_byte")
+LARGER = ("accuracy", "binary_accuracy")
+
+
+def better(name: str) -> Literal["min", "max"] | None:
+    """Whether the smaller or the larger value is the better one, of this library's losses and metrics by name.
+
+    With or without "val_", and "top_N"; None for any other name.
+    """
+    plain = name.removeprefix("val_")
+    if plain in SMALLER:
+        return "min"
+    return "max" if plain in LARGER or re.fullmatch(r"top_\d+", plain) else None
 
 
 def weighted(values: Array, weights: Array) -> Mean:

@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _INK = "#010203"  # figures of `curve` draw axes and text in it; the page shows it as the theme's text colour
@@ -33,6 +34,7 @@ _SERIES = (
     "#d1495b",
     "#5c8a99",
 )  # read on white and on black
+_STYLES = ("-", "--", ":", "-.")  # where there are more lines than colours
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 _STYLE = """
@@ -103,6 +105,90 @@ def _escape(text: str) -> str:
     return html.escape(_CONTROL.sub("\ufffd", text.replace("\r\n", "\n")))
 
 
+def _right(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> list[bool]:
+    """Which columns hold numbers only.
+
+    Raises:
+        ValueError: If a row's length is not that of `headers`.
+    """
+    for number, row in enumerate(rows):
+        if len(row) != len(headers):
+            raise ValueError(
+                f"report.table: row {number} has {len(row)} cells {list(row)!r:.80}, "
+                f"the headers are {list(headers)}. Give every row one cell a header, None for an empty one."
+            )
+    return [bool(rows) and all(_is_number(row[c]) for row in rows) for c in range(len(headers))]
+
+
+def _table_element(rows: Sequence[Sequence[Any]], headers: Sequence[str], right: str, left: str) -> str:
+    """A `table` element; `right` and `left` are the attributes of the cells of numbers and of text."""
+    numeric = _right(rows, headers)
+
+    def cells(tag: str, values: Sequence[Any]) -> str:
+        kinds = (f"{tag} {right if r else left}".rstrip() for r in numeric)
+        texts = (v if isinstance(v, Markup) else _escape(format_value(v, pad=r)) for r, v in zip(numeric, values))
+        return "".join(f"<{kind}>{text}</{tag}>" for kind, text in zip(kinds, texts))
+
+    body = "\n".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f"<table><thead><tr>{cells('th', headers)}</tr></thead><tbody>\n{body}\n</tbody></table>"
+
+
+class Markup(str):
+    """A cell that is HTML already, and is not escaped: what `sparkline` gives."""
+
+    __slots__ = ()
+
+
+def html_table(rows: Sequence[Sequence[Any]], headers: Sequence[str], title: str = "", note: str = "") -> str:
+    """A table as a fragment of HTML for `_repr_html_`: in a notebook's cell, in the notebook's own colours.
+
+    Args:
+        rows: Cells by row, each row as long as `headers`; columns of numbers are set right, see `format_value`.
+        headers: Names of the columns.
+        title: Above it.
+        note: Below it; a line break in it is kept.
+
+    Raises:
+        ValueError: If a row's length is not that of `headers`.
+    """
+    table = _table_element(rows, headers, 'style="text-align:right"', 'style="text-align:left"') if rows else ""
+    head = f"<div><b>{_escape(title)}</b></div>" if title else ""
+    foot = f'<div style="white-space:pre-line">{_escape(note)}</div>' if note else ""
+    return f'<div>{head}<div style="overflow:auto;max-height:32rem">{table}</div>{foot}</div>'
+
+
+def text_table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
+    """The same table as lines of text for a terminal: two spaces between columns, no line ends in a space.
+
+    Raises:
+        ValueError: If a row's length is not that of `headers`.
+    """
+    numeric = _right(rows, headers)
+    cells = [list(headers), *([format_value(v, pad=r) for r, v in zip(numeric, row)] for row in rows)]
+    widths = [max(len(line[c]) for line in cells) for c in range(len(headers))]
+    cells.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join(t.rjust(w) if r else t.ljust(w) for t, w, r in zip(line, widths, numeric)).rstrip() for line in cells
+    )
+
+
+def sparkline(values: Sequence[float], width: int = 120, height: int = 22) -> Markup:
+    """Values in order as a line of the height of a line of text, an SVG element; "" for fewer than two finite ones."""
+    y = np.asarray(values, np.float64)
+    x = np.flatnonzero(np.isfinite(y))
+    if len(x) < 2:
+        return Markup("")
+    x = x[np.unique(np.linspace(0, len(x) - 1, min(len(x), width)).round().astype(int))]
+    low, high = y[x].min(), y[x].max()
+    across = 2 + (width - 4) * (x - x[0]) / (x[-1] - x[0])
+    down = 2 + (height - 4) * (high - y[x]) / (high - low) if high > low else np.full(len(x), height / 2)
+    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(across, down))
+    return Markup(
+        f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" style="vertical-align:middle">'
+        f'<polyline points="{points}" fill="none" stroke="{_SERIES[0]}" stroke-width="1.5"/></svg>'
+    )
+
+
 def _inline_svg(figure: "Figure", prefix: str, label: str) -> str:
     """`figure` as an SVG element for an HTML body: ids made unique to it, no namespaces, ink in the theme's colour."""
     import matplotlib
@@ -168,22 +254,8 @@ class Page:
         Raises:
             ValueError: If a row's length is not that of `headers`.
         """
-        for number, row in enumerate(rows):
-            if len(row) != len(headers):
-                raise ValueError(
-                    f"report.table: row {number} has {len(row)} cells {list(row)!r:.80}, "
-                    f"the headers are {list(headers)}. Give every row one cell a header, None for an empty one."
-                )
-        right = [bool(rows) and all(_is_number(row[c]) for row in rows) for c in range(len(headers))]
-
-        def cells(tag: str, values: Sequence[Any]) -> str:
-            kinds = (f'<{tag} class="number">' if r else f"<{tag}>" for r in right)
-            texts = (_escape(format_value(v, pad=r)) for r, v in zip(right, values))
-            return "".join(f"{kind}{text}</{tag}>" for kind, text in zip(kinds, texts))
-
-        body = "\n".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-        head = f"<thead><tr>{cells('th', headers)}</tr></thead>"
-        return self._add(f'<div class="scroll"><table>{head}<tbody>\n{body}\n</tbody></table></div>')
+        table = _table_element(rows, headers, right='class="number"', left="")
+        return self._add(f'<div class="scroll">{table}</div>')
 
     def figure(self, figure: "Figure", caption: str = "") -> Self:
         """A matplotlib figure, inlined as SVG; see `curve` for one that follows the reader's theme."""
@@ -253,7 +325,21 @@ def curve(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.6), layout="constrained", facecolor="none")
-    axes = figure.add_subplot(facecolor="none")
+    draw_lines(figure.add_subplot(facecolor="none"), xs, series, title, xlabel, ylabel, logy)
+    return figure
+
+
+def draw_lines(
+    axes: "Axes",
+    xs: Any,
+    series: Mapping[str, Any],
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+    logy: bool = False,
+    ink: str = _INK,
+) -> None:
+    """Draws the lines of `curve` into axes of your own; arguments and errors as there, `ink` for axes and text."""
     for number, (name, given) in enumerate(series.items()):
         x = np.asarray(xs[name] if isinstance(xs, Mapping) else xs, np.float64)
         y = np.asarray(given, np.float64)
@@ -264,19 +350,19 @@ def curve(
             )
         y = np.where(np.isfinite(y) & ((y > 0) | (not logy)), y, np.nan)
         alone = len(y) == 1 or np.isnan(y).all()
-        color = _SERIES[number % len(_SERIES)]
-        axes.plot(x, y, label=name, color=color, linewidth=1.6, marker="o" if alone else None, markersize=4)
+        color, style = _SERIES[number % len(_SERIES)], _STYLES[number // len(_SERIES) % len(_STYLES)]
+        marker = "o" if alone else None
+        axes.plot(x, y, label=name, color=color, linestyle=style, linewidth=1.6, marker=marker, markersize=4)
     if logy:
         axes.set_yscale("log")
-    axes.set_title(title, loc="left", color=_INK, fontsize=11, fontweight="bold", parse_math=False)
-    axes.set_xlabel(xlabel, color=_INK, parse_math=False)
-    axes.set_ylabel(ylabel, color=_INK, parse_math=False)
-    axes.tick_params(which="both", color=_INK, labelcolor=_INK, labelsize=9)
+    axes.set_title(title, loc="left", color=ink, fontsize=11, fontweight="bold", parse_math=False)
+    axes.set_xlabel(xlabel, color=ink, parse_math=False)
+    axes.set_ylabel(ylabel, color=ink, parse_math=False)
+    axes.tick_params(which="both", color=ink, labelcolor=ink, labelsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_INK)
-    axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.8)
+    axes.spines[["left", "bottom"]].set_color(ink)
+    axes.grid(axis="y", color=ink, alpha=0.12, linewidth=0.8)
     axes.margins(x=0.01)
     if len(series) > 1:
-        for text in axes.legend(axes.lines, list(series), frameon=False, labelcolor=_INK, fontsize=9).get_texts():
+        for text in axes.legend(axes.lines, list(series), frameon=False, labelcolor=ink, fontsize=9).get_texts():
             text.set_parse_math(False)
-    return figure

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 
 from jaxnn import rng, tree
+from jaxnn.core import display
 from jaxnn.core.init import init_variables, strong
 from jaxnn.core.task import Task
 from jaxnn.typing import Array, Batch, ModelState, Params, PyTree, Strategy
@@ -30,6 +31,12 @@ class State(NamedTuple):
     model_state: ModelState
     opt_state: PyTree
     key: Any
+
+    def __repr__(self) -> str:
+        return display.state_text(self)
+
+    def _repr_html_(self) -> str:
+        return display.state_html(self)
 
 
 def complete(batch: Batch) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from jaxnn import metrics as metrics_room
 from jaxnn import rng, tree
+from jaxnn.core import display
 from jaxnn.typing import Array, Batch, Loss, Mean, ModelState, Params, PyTree
 
 REPORTED = ("loss", "grad_norm", "step", "epoch", "partial")  # by fit itself
@@ -30,7 +31,7 @@ class Task:
         predict: `predict(params, model_state, batch) -> outputs`, example axis first.
         metrics: How the host finishes a reported `Mean` by name; absent names divide.
         module: The Linen module behind it, if any; lets `core.init` run its initialisers one by one.
-
+        about: What people are told of it: what it was made from, by name.
     """
 
     init: Callable[[Array, Batch], tuple[Params, ModelState]]
@@ -38,6 +39,16 @@ class Task:
     predict: Callable[[Params, ModelState, Batch], PyTree]
     metrics: Mapping[str, metrics_room.Metric] = dataclasses.field(default_factory=dict)
     module: nn.Module | None = None
+    about: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return display.task_text(self.about or self._functions())
+
+    def _repr_html_(self) -> str:
+        return display.task_html(self.about or self._functions())
+
+    def _functions(self) -> dict[str, str]:
+        return {name: display.name_of(getattr(self, name)) for name in ("init", "loss", "predict")}
 
     def finish(self, name: str, mean: Mean) -> Any:
         """The reported value of a summed mean: a float, or what the metric of that name makes of it."""
@@ -81,6 +92,7 @@ def _build(
     metrics: Mapping[str, Any] | None,
     targets: str,
     penalty: Callable[[Params], Any] | None,
+    about: dict[str, str],
     **extra: Any,
 ) -> Task:
     """The task of `apply(params, model_state, batch, key, train) -> (outputs, model_state)`."""
@@ -101,7 +113,12 @@ def _build(
     def predict(params: Params, model_state: ModelState, batch: Batch) -> PyTree:
         return apply(params, model_state, batch, None, False)[0]
 
-    return Task(init, task_loss, predict, lifted, **extra)
+    about |= {"loss": display.name_of(loss)}
+    if lifted:
+        about["metrics"] = ", ".join(lifted)
+    if penalty:
+        about["penalty"] = display.name_of(penalty)
+    return Task(init, task_loss, predict, lifted, about=about | {"targets": targets}, **extra)
 
 
 def example_weights(batch: Batch) -> Array:
@@ -176,7 +193,8 @@ def supervised(
             result = module.apply({"params": params, **model_state}, *arguments, rngs=rngs, mutable=mutable, **keywords)
         return (result[0], dict(result[1])) if mutable else (result[0] if mutable == [] else result, model_state)
 
-    return _build(apply, init, loss, metrics, targets, penalty, module=module)
+    about = {"model": display.module_text(module), "inputs": inputs}
+    return _build(apply, init, loss, metrics, targets, penalty, about, module=module)
 
 
 def from_functions(
@@ -210,7 +228,11 @@ def from_functions(
         with rng.examples(batch["index"]):
             return apply(params, _field(batch, inputs), **keywords), model_state
 
-    return _build(call, lambda key, batch: (init(key, _field(batch, inputs)), {}), loss, metrics, targets, penalty)
+    def init_task(key: Array, batch: Batch) -> tuple[Params, ModelState]:
+        return init(key, _field(batch, inputs)), {}
+
+    about = {"init": display.name_of(init), "apply": display.name_of(apply), "inputs": inputs}
+    return _build(call, init_task, loss, metrics, targets, penalty, about)
 
 
 def from_nnx(
@@ -256,13 +278,13 @@ def from_nnx(
         graph, params, streams, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)
         # Shapes only: the arrays belong to the trace, and kept past its end they would be leaked tracers.
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (params, streams, rest))
-        holder.append((graph, *shapes))
+        holder.append((graph, *shapes, type(module).__name__))
         return nnx.to_pure_dict(params), nnx.to_pure_dict(rest), nnx.to_pure_dict(streams)
 
     holder: list[tuple[Any, ...]] = []
     # The key is made inside: outside of a trace, making one compiles a program.
     shapes = jax.eval_shape(lambda: split(jax.random.key(0, impl="threefry2x32")))
-    graph, params_template, streams_template, rest_template = holder[0]
+    graph, params_template, streams_template, rest_template, name = holder[0]
     stream_shapes = shapes[2]
 
     def fill(template: Any, values: PyTree) -> Any:
@@ -300,4 +322,5 @@ def from_nnx(
         rest: Any = nnx.split(module, nnx.Param, nnx.RngState, ...)[3]
         return outputs, nnx.to_pure_dict(rest)
 
-    return _build(apply, init, loss, metrics, targets, penalty)
+    about = {"model": f"{name} (NNX)", "inputs": inputs}
+    return _build(apply, init, loss, metrics, targets, penalty, about)

@@ -19,11 +19,14 @@ Opening a folder loads neither orbax nor tensorboardX; the first save, restore o
 
 from jaxnn.runs.checkpoint import Checkpoints as Checkpoints
 from jaxnn.runs.checkpoint import Restored as Restored
+from jaxnn.runs.comparison import comparison_page as comparison_page
 from jaxnn.runs.environment import fingerprint as fingerprint
 from jaxnn.runs.folder import RunFolder as RunFolder
 from jaxnn.runs.folder import config_changes as config_changes
 from jaxnn.runs.journal import Journal as Journal
 from jaxnn.runs.logs import MetricFile as MetricFile
 from jaxnn.runs.logs import TensorBoard as TensorBoard
+from jaxnn.runs.record import Record as Record
+from jaxnn.runs.record import read_record as read_record
 from jaxnn.runs.summary import Section as Section
 from jaxnn.runs.summary import write_summary as write_summary

@@ -7,14 +7,13 @@ step, so that what the hook does is a function of the run and not of timing.
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from jaxnn import tree
+from jaxnn import metrics, tree
 from jaxnn.core import State
 
 Row = Mapping[str, Any]  # "step", "epoch" and values by name
@@ -145,9 +144,6 @@ class Hook:
 
 
 Mode = Literal["min", "max"]
-# By exact name: "precision", "recall" or "topic_loss" would be told wrong by any part of theirs.
-_SMALLER = ("loss", "mse", "mae", "huber", "cross_entropy", "binary_cross_entropy", "perplexity", "bits_per_byte")
-_LARGER = ("accuracy", "binary_accuracy")
 
 
 def check_mode(where: str, keyword: str, mode: Any) -> None:
@@ -169,14 +165,11 @@ def direction(where: str, name: str, mode: Mode | None, keyword: str = "mode") -
     """
     if mode is not None:
         return mode
-    plain = name.removeprefix("val_")
-    if plain in _SMALLER:
-        return "min"
-    if plain in _LARGER or re.fullmatch(r"top_\d+", plain):
-        return "max"
+    if (known := metrics.better(name)) is not None:
+        return known
     raise ValueError(
         f"{where}: {name!r} does not say whether a smaller or a larger value is better. Known by name: "
-        f'{", ".join((*_SMALLER, *_LARGER))}, top_5. Write {keyword}="min" or {keyword}="max".'
+        f'{", ".join((*metrics.SMALLER, *metrics.LARGER))}, top_5. Write {keyword}="min" or {keyword}="max".'
     )
 
 

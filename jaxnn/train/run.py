@@ -1,14 +1,19 @@
 """What a training run gives back, and the values that set it up."""
 
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import optax
 
-from jaxnn import tree
+from jaxnn import metrics, tree
 from jaxnn.core import State, Task
-from jaxnn.runs import RunFolder
+from jaxnn.report import html_table, sparkline
+from jaxnn.runs import RunFolder, curves
 from jaxnn.typing import Source
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass
@@ -31,9 +36,21 @@ class Run:
 
     def __repr__(self) -> str:
         # Without the arrays: `train.fit(...)` is often the last expression of a notebook's cell.
+        return f"Run({self._about()})"
+
+    def _about(self) -> str:
         where = f", in {self.folder.path}" if self.folder is not None else ""
         why = f", stopped: {self.stopped}" if self.stopped is not None else ""
-        return f"Run({int(self.state.data_step)} steps, {tree.size(self.state.params):,} parameters{where}{why})"
+        return f"{int(self.state.data_step)} steps, {tree.size(self.state.params):,} parameters{where}{why}"
+
+    def _repr_html_(self) -> str:
+        found = curves.series(self.history)
+        rows = []
+        for name in [name for names in curves.families(found).values() for name in names]:
+            steps, values = found[name]
+            best = curves.best(steps, values, metrics.better(name)) or (None, None)
+            rows.append((name, sparkline(values), float(values[-1]), *best))
+        return html_table(rows, ("value", "curve", "last", "best", "at step"), "Run", self._about())
 
     def column(self, name: str) -> tuple[list[int], list[float]]:
         """The steps and values at which `name` was reported.
@@ -46,6 +63,35 @@ class Run:
             known = sorted({key for row in self.history for key in row})
             raise KeyError(f"Run.column: {name!r} was never reported. Reported: {known}.")
         return [row["step"] for row in rows], [row[name] for row in rows]
+
+    def plot(self, names: str | Sequence[str] | None = None) -> "Figure":
+        """Draws the run's curves: a panel for each reported value, training and validation in one.
+
+        A logarithmic axis where positive values cover more than a factor of 20. Values that are not finite leave gaps.
+        After a resume the curves begin where the run began.
+
+        Args:
+            names: Reported names; "loss" brings "val_loss", "val_loss" stands alone. By default all that change, at
+                most twelve, the loss first.
+
+        Returns:
+            A matplotlib figure, which a notebook shows; `.savefig("curves.png")` writes it.
+
+        Raises:
+            ValueError: If a name was never reported, or nothing was yet.
+        """
+        found = curves.series(self.history)
+        if not found:
+            raise ValueError("Run.plot: no values were reported yet. Train for at least one step.")
+        wanted = [names] if isinstance(names, str) else list(names or ())
+        if unknown := [name for name in wanted if name not in found]:
+            raise ValueError(f"Run.plot: {unknown[0]!r} was never reported. Reported: {', '.join(sorted(found))}.")
+        groups = curves.families(found)
+        if wanted:
+            chosen = {name: [n for n in groups[curves.family(name)] if n in (name, f"val_{name}")] for name in wanted}
+            return curves.panels(found, chosen)
+        moving = {f: members for f, members in groups.items() if curves.moves(found[n] for n in members)}
+        return curves.panels(found, dict(list((moving or groups).items())[: curves.FIGURES]))
 
 
 class Interrupted(KeyboardInterrupt):
