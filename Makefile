@@ -18,7 +18,7 @@ endif
 BENCHES ?= imports dispatch overhead compile loader checkpoint
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-newest test-all check bench doctor
+.PHONY: help train test test-newest test-all check bench docs doctor
 .DELETE_ON_ERROR:
 
 help: ## This list.
@@ -47,6 +47,9 @@ bench: .venv/.installed-test ## The short benchmarks, each figure beside its goa
 	@for name in $(BENCHES); do echo "== $$name"; .venv/bin/python -m benchmarks.$$name || exit 1; done
 	@echo '== steps'; .venv/bin/python -m jaxnn bench run benchmarks/steps.py $(ARGS)
 
+docs: .venv/.installed-docs ## The documentation, into build/site; warnings are errors.
+	@.venv/bin/python -m mkdocs build --quiet $(ARGS) && echo 'build/site/index.html'
+
 doctor: .venv/.installed-experiments ## What of this machine will work, and what will not.
 	@.venv/bin/python -m jaxnn doctor $(ARGS)
 
@@ -66,6 +69,9 @@ endef
 
 .venv/.installed-test: $(STAMPS_NEED) | .venv/.installed-experiments
 	$(call install,.venv,$(PYTHON),test)
+
+.venv/.installed-docs: $(STAMPS_NEED) | .venv/.installed-experiments
+	$(call install,.venv,$(PYTHON),docs)
 
 .venv/.installed-dev: $(STAMPS_NEED) | .venv/.installed-test
 	$(call install,.venv,$(PYTHON),dev)
