@@ -5,7 +5,8 @@ python -m benchmarks.overhead [--rounds 9]
 Both run one step a dispatch over data on the device: the loop calls the compiled step with ids drawn beforehand and
 reads the losses at its end; `fit` (with `Dispatch(most=1)`) draws the order, keeps rows, hooks and signals. The third
 column is `fit` as it comes, many steps a dispatch. Every round times a stretch of each, in turns; the overhead is the
-median of paired differences. Must: at most 20 us a step, and 3 % of a 5 ms step. Goal: 10 us and 1 %.
+median of paired differences. Must: at most 20 us a step, and 3 % of a 5 ms step. Goal: 10 us and 1 %. That both run the
+same HLO is a test's (`tests/bench/test_overhead.py`).
 """
 
 import argparse
@@ -24,7 +25,8 @@ from jaxnn.data import host_batch
 from jaxnn.train import engine
 
 CASES = {"a step of microseconds": ((16, 1), 32, 400), "a step of milliseconds": ((2048, 1024, 1), 256, 40)}
-MUST_US, MUST_SHARE = 20.0, 0.03
+MUST_US, GOAL_US = 20.0, 10.0  # where a step takes microseconds
+MUST_SHARE, GOAL_SHARE = 0.03, 0.01  # where it takes milliseconds
 
 
 class Turns(train.Hook):
@@ -43,18 +45,22 @@ class Turns(train.Hook):
         self.began = time.perf_counter()
 
 
-def loop(task: train.Task, tx: Any, source: data.Arrays, batch: int, steps: int) -> Callable[[], float]:
-    """The hand-written loop: one call of the compiled step after the other."""
+def program(task: train.Task, tx: Any, source: data.Arrays, batch: int) -> tuple[Any, Any, Any]:
+    """The jitted step that donates its state, its first state and its data."""
     strategy = parallel.single()
-    ids = engine.Order(0, len(source), batch)
-    first = host_batch(source, ids(0, 1)[0])
+    first = host_batch(source, engine.Order(0, len(source), batch)(0, 1)[0])
     state = train.init_state(task, tx, first, strategy=strategy)
-    step = make_step(task, tx, strategy)
+    step = engine.scalars(make_step(task, tx, strategy))
     sums = check_step(trace_step(step, state, first, strategy), state)
     resident = source.resident()
-    chunk = strategy.compile(make_chunk(step, resident, sums, 1))
-    arrays, one = strategy.put_shared(resident.arrays), np.int32(1)
-    rows = ids(0, steps).astype(np.int32)[:, None]
+    return strategy.compile(make_chunk(step, resident, sums, 1)), state, strategy.put_shared(resident.arrays)
+
+
+def loop(task: train.Task, tx: Any, source: data.Arrays, batch: int, steps: int) -> Callable[[], float]:
+    """The hand-written loop: one call of the compiled step after the other."""
+    chunk, state, arrays = program(task, tx, source, batch)
+    one = np.int32(1)
+    rows = engine.Order(0, len(source), batch)(0, steps).astype(np.int32)[:, None]
 
     def run() -> float:
         nonlocal state
@@ -102,14 +108,24 @@ def compare(name: str, features: tuple[int, ...], batch: int, steps: int, rounds
     extra = np.sort(ones[:, 0] - ones[:, 1])
     low = max(0, int(stats.binom.ppf(0.025, len(extra), 0.5)) - 1)
     middle, base = float(np.median(extra)), float(np.median(ones[:, 1]))
-    met = middle <= MUST_US if base < 2000 else middle / base <= MUST_SHARE
     print(
         f"{name:24} loop {base:9.1f} us   fit, one a dispatch {middle:+8.1f} us "
         f"[{extra[low]:+.1f}, {extra[-1 - low]:+.1f}] "
         f"({100 * middle / base:+.1f} %)   fit as it comes {np.median(manys[:, 0] - manys[:, 1]):+8.1f} us   "
-        f"{'ok' if met else 'MISSED'}",
+        f"{verdict(middle, base)}",
         flush=True,
     )
+
+
+def verdict(extra_us: float, base_us: float) -> str:
+    """Where an overhead stands, both in microseconds a step: against the bounds in microseconds where the step is short,
+    and against the shares where it is not."""
+    if base_us < 2000:
+        value, must, goal, unit = extra_us, MUST_US, GOAL_US, "us"
+    else:
+        value, must, goal, unit = 100 * extra_us / base_us, 100 * MUST_SHARE, 100 * GOAL_SHARE, "%"
+    met = "goal met" if value <= goal else "must met, goal missed" if value <= must else "MUST MISSED"
+    return f"{met} (must {must:g} {unit}, goal {goal:g})"
 
 
 def main() -> None:
@@ -117,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
-    print(f"jax {jax.__version__}, {jax.devices()[0]}, {arguments.rounds} rounds; must: +{MUST_US} us or 3 % of 5 ms")
+    print(f"jax {jax.__version__}, {jax.devices()[0]}, {arguments.rounds} rounds")
     for name, (features, batch, steps) in CASES.items():
         compare(name, features, batch, steps, arguments.rounds)
 

@@ -1,0 +1,70 @@
+"""The benchmark of `fit`'s overhead: both sides run one program, and each figure is set against its must and its goal."""
+
+import re
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from benchmarks import overhead
+from jaxnn import data, losses, models, train
+from jaxnn.train.prepare import prepare
+
+X = np.linspace(-1, 1, 16 * 3, dtype=np.float32).reshape(16, 3)
+SOURCE = data.Arrays(X, X[:, :1].copy())
+TASK, TX = train.supervised(models.MLP((4, 1)), losses.mse), optax.sgd(1e-3)
+
+
+def fitted(grad_norm=False):
+    """What `fit` compiles with one step a dispatch, in optimized HLO."""
+    log = train.Log(every=2, progress=False, grad_norm=grad_norm)
+    nothing = dict.fromkeys(("epochs", "strategy", "validation", "validate_every", "out", "save", "config"))
+    dispatch = train.Dispatch(most=1)
+    rest = {"batch_size": 4, "steps": 8, "seed": 0, "hooks": (), "resume": False, "debug": False}
+    job = prepare(TASK, TX, SOURCE, log=log, dispatch=dispatch, **rest, **nothing)
+    state = train.init_state(TASK, TX, job.batch, strategy=job.strategy)
+    driver = job.engine(state, 0, lambda *_: None)
+    try:
+        return driver.program()
+    finally:
+        driver.close()
+
+
+def by_hand():
+    chunk, state, arrays = overhead.program(TASK, TX, SOURCE, 4)
+    rows = np.zeros((1, 4), np.int32)
+    return chunk.lower(state, arrays, rows, np.int32(1)).compile().as_text()
+
+
+def bare(text):
+    """HLO without what says where it was written."""
+    program = text[re.search(r"^%", text, re.MULTILINE).start() :]  # the first lines are a table of files and frames
+    return re.sub(r", metadata=\{[^}]*\}", "", program)
+
+
+def test_the_loop_and_fit_run_the_same_program():
+    assert "dot" in bare(fitted())
+    assert bare(by_hand()) == bare(fitted())
+    assert bare(by_hand()) != bare(fitted(grad_norm=True))  # what would make the comparison an unfair one is seen
+
+
+@pytest.mark.parametrize(
+    ("extra", "base", "said"),
+    [
+        (9.0, 100.0, "goal met (must 20 us, goal 10)"),
+        (15.0, 100.0, "must met, goal missed (must 20 us, goal 10)"),
+        (21.0, 100.0, "MUST MISSED (must 20 us, goal 10)"),
+        (40.0, 5000.0, "goal met (must 3 %, goal 1)"),
+        (100.0, 5000.0, "must met, goal missed (must 3 %, goal 1)"),
+        (200.0, 5000.0, "MUST MISSED (must 3 %, goal 1)"),
+    ],
+)
+def test_a_figure_stands_beside_its_must_and_its_goal(extra, base, said):
+    assert overhead.verdict(extra, base) == said
+
+
+def test_the_hand_written_loop_trains():
+    run = overhead.loop(TASK, TX, SOURCE, 4, 3)
+    assert run() > 0
+    jax.effects_barrier()
