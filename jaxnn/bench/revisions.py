@@ -19,9 +19,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from jaxnn.bench import display, schema, statistics, timing
+from jaxnn.bench import display, explaining, schema, statistics, timing
 from jaxnn.bench.collect import matches
 from jaxnn.bench.comparison import Comparison, judge
+from jaxnn.bench.explaining import Explanation
 from jaxnn.bench.guards import BenchError
 from jaxnn.bench.measurement import Failure, Measurement
 from jaxnn.bench.timing import Block
@@ -106,6 +107,32 @@ def compare_revisions(
                 yield Failure(name, "BenchError", str(error))
 
 
+def explain_revision(revision: str, target: str, *, repository: str | os.PathLike = ".") -> Explanation:
+    """What `bench.explain` says of a step as it was at a revision: nothing but its counts, memory and compilation.
+
+    Args:
+        revision: Anything that git resolves to a commit.
+        target: As for `collect.program`; a relative file is looked up in the revision, in the folder of the same name.
+        repository: A folder of the repository.
+
+    Raises:
+        BenchError: If there is no such revision, or the target has no step there.
+    """
+    root = _git(repository, "rev-parse", "--show-toplevel")
+    inside = _git(repository, "rev-parse", "--show-prefix")
+    commit = resolve(root, revision)
+    with contextlib.ExitStack() as stack:
+        folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxnn-bench-")))
+        tree = stack.enter_context(worktree(root, commit, folder / commit[:12]))
+        path = folder / "explanation.json"
+        place = pathlib.Path(tree, inside)
+        if not place.is_dir():
+            raise BenchError(f"bench.explain: at {revision}: there is no folder {inside!r}.")
+        stack.enter_context(Process(revision, tree, ["--explain", target, path], place))
+        found = explaining.load(path)
+    return dataclasses.replace(found, name=f"{target} at {revision}")
+
+
 def resolve(root: str | os.PathLike, revision: str) -> str:
     """The commit of a revision.
 
@@ -116,7 +143,7 @@ def resolve(root: str | os.PathLike, revision: str) -> str:
         return _git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     except BenchError as error:
         raise BenchError(
-            f"bench.compare: {revision!r} is no revision of {root}, and no file. Give a commit, a branch, a tag, or "
+            f"bench.revisions: {revision!r} is no revision of {root}, and no file. Give a commit, a branch, a tag, or "
             "'.' for the working folder."
         ) from error
 
@@ -125,10 +152,10 @@ def _git(folder: str | os.PathLike, *words: str) -> str:
     try:
         done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
     except OSError as error:
-        raise BenchError(f"bench.compare: git cannot be run: {error}.") from error
+        raise BenchError(f"bench.revisions: git cannot be run: {error}.") from error
     if done.returncode:
         reason = done.stderr.strip() or f"git {words[0]} failed"
-        raise BenchError(f"bench.compare: {reason}. Comparing revisions needs a git repository.")
+        raise BenchError(f"bench.revisions: {reason}. Revisions need a git repository.")
     return done.stdout.strip()
 
 
@@ -150,14 +177,20 @@ class Process:
         backend: What it measures on.
     """
 
-    def __init__(self, revision: str, tree: str, paths: Sequence[str | os.PathLike]):
+    def __init__(
+        self,
+        revision: str,
+        tree: str,
+        paths: Sequence[str | os.PathLike],
+        place: str | os.PathLike | None = None,
+    ):
         self.revision = revision
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         # A repository that is not jaxnn's own takes the rest of jaxnn from where this is running.
         search = [tree, *filter(None, [os.environ.get("PYTHONPATH")]), str(_PACKAGE.parent)]
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(_WORKER), str(_PACKAGE), *(str(path) for path in paths)],
-            cwd=tree,
+            cwd=place or tree,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -170,8 +203,8 @@ class Process:
         except BaseException:
             self.close()
             raise
-        self.names: list[str] = hello["names"]
-        self.backend: str = hello["backend"]
+        self.names: list[str] = hello.get("names", [])
+        self.backend: str = hello.get("backend", "")
 
     @property
     def dead(self) -> bool:
@@ -217,12 +250,12 @@ class Process:
             self._errors.seek(0)
             last = [text for text in self._errors.read().splitlines() if text.strip()][-3:]
             raise BenchError(
-                f"bench.compare: the worker of {self.revision} ended with status {self._process.returncode}: "
+                f"bench.revisions: the worker of {self.revision} ended with status {self._process.returncode}: "
                 f"{' | '.join(last) or 'without a word'}."
             )
         answer = json.loads(line)
         if "error" in answer:
-            raise BenchError(f"bench.compare: at {self.revision}: {answer['error']}")
+            raise BenchError(f"bench.revisions: at {self.revision}: {answer['error']}")
         return answer
 
 

@@ -1,10 +1,12 @@
 """A process that runs one side of a comparison of two revisions, a block when it is told to.
 
     python -P worker.py HARNESS PATHS...
+    python -P worker.py HARNESS --explain TARGET FILE
 
 It stands in its own worktree and imports the library and the cases from there; what measures (`jaxnn.bench` and
 `jaxnn.cost`) it takes from HARNESS, the folder of the package that started it, so that both sides are measured alike.
-It reads a JSON request a line and answers with a JSON line; the case's own prints go to the standard error.
+It reads a JSON request a line and answers with a JSON line; the case's own prints go to the standard error. With
+--explain it writes the explanation of a target to a file, and answers once.
 """
 
 import contextlib
@@ -97,6 +99,15 @@ class Worker:
         return {}
 
 
+def explained(target: str, path: str) -> dict[str, Any]:
+    """Writes what `bench.explain` says of a target's step here."""
+    from jaxnn.bench import collect, explaining
+
+    step, arguments, donate = collect.program(target)
+    explaining.explain(step, *arguments, name=target, donate=donate).save(path)
+    return {}
+
+
 def main(argv: Sequence[str]) -> int:
     """Answers requests until the input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -112,6 +123,9 @@ def main(argv: Sequence[str]) -> int:
         answer({"error": str(error) if kind == "BenchError" else f"{kind}: {error}"})
 
     try:
+        if argv[1:2] == ["--explain"]:
+            answer(explained(*argv[2:]))
+            return 0
         worker = Worker(argv[1:])
         answer(worker.names())
     except Exception as error:

@@ -112,7 +112,7 @@ def register(commands: Any) -> None:
     )
     explain.add_argument("target", metavar="TARGET", help="module:function, file.py:function or file.py:case")
     explain.add_argument("-o", "--out", default="explain.html", metavar="PAGE", help="the page (explain.html)")
-    explain.add_argument("--against", metavar="OTHER", help="another target, or a saved explanation (JSON)")
+    explain.add_argument("--against", metavar="OTHER", help="a revision, another target, or a saved file")
     explain.add_argument("--save", metavar="FILE", help="keep the explanation, for --against")
     explain.add_argument("--peaks", action="store_true", help="measure peaks, and say how long a call takes at least")
     explain.add_argument(
@@ -357,13 +357,15 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _explain(args: argparse.Namespace) -> int:
-    from jaxnn.bench import collect, explaining, probes
+    from jaxnn.bench import collect, explaining, probes, revisions
 
     step, arguments, donate = collect.program(args.target)
     against: Any = None
     if args.against:
         if pathlib.Path(args.against).is_file():
             against = explaining.load(args.against)
+        elif ":" not in args.against:
+            against = revisions.explain_revision(args.against, args.target)
         else:
             other, given, donated = collect.program(args.against)
             against = explaining.explain(other, *given, name=args.against, donate=donated)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 
 import jax
@@ -124,7 +125,7 @@ def test_cases_are_named_without_being_run(here, capsys):
         (["run", "nowhere"], "'nowhere' does not exist"),
         (["compare", "a", "b", "c"], "3 sides"),
         (["compare", "benchmarks/b.py", "HEAD"], "one side is a file, 'HEAD' is not"),
-        (["compare", "HEAD", "HEAD"], "needs a git repository"),
+        (["compare", "HEAD", "HEAD"], "Revisions need a git repository"),
         (["gate", "--baseline", "gone"], "there is no baseline 'gone'. Write it with --record"),
         (["gate", "--baseline", "one.json"], "one.json is one program, and b/loop, b/arms match"),
         (["report", "gone.json"], "gone.json"),
@@ -277,3 +278,25 @@ def test_explain_writes_a_page_and_a_file_to_compare_with(here, capsys):
     assert call("explain", "benchmarks/b.py:arms", "-o", "p.html", "--against", "e.json") == 0
     assert "Against benchmarks/b.py:loop" in (here / "p.html").read_text()
     assert jax.__version__ in (here / "p.html").read_text()
+
+
+def test_explain_shows_the_differences_from_another_revision(here, capsys):
+    """From a folder below the root, of a step that the working folder has changed since, without a commit of its own."""
+    file = here / "benchmarks" / "b.py"
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "a")
+    file.write_text(CASES.replace("jnp.tanh(y @ x)", "jnp.tanh(y @ x @ x)").replace("def arms", "def renamed"))
+    assert call("explain", "benchmarks/b.py:loop", "-o", "p.html", "--against", "HEAD") == 0
+    page = (here / "p.html").read_text()
+    assert "Against benchmarks/b.py:loop at HEAD" in page
+    was, now = 2 * 64**3, 4 * 64**3  # a product an iteration, then two; the loop's length is an argument
+    (row,) = [line for line in page.replace("<tr>", "\n<tr>").splitlines() if "<td>FLOPs</td>" in line]
+    cells = [float(cell.replace(",", "")) for cell in re.findall(r">([\d,]+)<", row)]
+    assert cells[:2] == pytest.approx([was, now], rel=0.05)
+    assert call("explain", "benchmarks/b.py:renamed", "--against", "HEAD") == 3
+    assert "at HEAD: bench.explain: benchmarks/b.py has no 'renamed'" in error(capsys)
+    assert call("explain", "benchmarks/b.py:loop", "--against", "nowhere") == 3
+    assert "'nowhere' is no revision" in error(capsys)
+    worktrees = subprocess.run(["git", "worktree", "list"], capture_output=True, text=True, check=True).stdout
+    assert len(worktrees.splitlines()) == 1
