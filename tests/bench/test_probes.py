@@ -1,5 +1,8 @@
 """Peaks are of the right work, shares are honest, fits find their exponents."""
 
+import dataclasses
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 from scipy import optimize
 
 from jaxnn import bench, cost
-from jaxnn.bench import probes, roofline, sweeping
+from jaxnn.bench import probes, roofline, sweeping, timing
 from jaxnn.bench.compilation import build
 from jaxnn.bench.guards import BenchError
 from jaxnn.bench.work import Work
@@ -32,6 +35,23 @@ def test_a_triad_is_a_triad():
     probe = probes.triad(64)
     a, b, c, s = probe.case.make_args()
     np.testing.assert_array_equal(probe.case.function(a, b, c, s), np.asarray(b) + np.asarray(s) * np.asarray(c))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts page faults as Linux does")
+def test_a_triad_that_allocates_its_result_would_measure_page_faults():
+    """The mutation: not donated, every call is given new pages, and faults on each of them."""
+    probe = probes.triad(32 << 20)  # beyond what malloc keeps for the next call
+
+    def faults(donate):
+        case = dataclasses.replace(probe.case, donate=donate)
+        arm = timing.Arm("triad", build(case), np.random.default_rng(0))
+        arm.calls = 4
+        timing.run_block(arm, 0, 0, 0)
+        return min(timing.run_block(arm, 0, 0, 0).minor_faults for _ in range(3))
+
+    pages = 4 * (32 << 20) / 4096  # of four results; large pages make fewer faults of them
+    assert faults("thread") < pages / 1000
+    assert faults(None) > 4 * faults("thread") + pages / 1000
 
 
 def test_peaks(monkeypatch, devices8):

@@ -38,14 +38,43 @@ def transposed(x, w):
     return y[:, ::2, ::2]
 
 
+@jax.custom_vjp
+def own(x, w):
+    return jnp.tanh(x @ w)
+
+
+def own_forward(x, w):
+    y = own(x, w)
+    return y, (x, w, y)
+
+
+own.defvjp(own_forward, lambda kept, g: (lambda d: (d @ kept[1].T, kept[0].T @ d))(g * (1 - kept[2] ** 2)))
+
+
+def dilated(x, w):
+    dims = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, w, (1, 1), ((2, 2), (2, 2)), rhs_dilation=(2, 2), dimension_numbers=dims)
+
+
+def depthwise(x, w):
+    dims = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, w[:, :, :1], (1, 1), "SAME", dimension_numbers=dims, feature_group_count=4)
+
+
 IMAGE = (jnp.ones((2, 6, 6, 4)), jnp.ones((3, 3, 4, 4)))
 BODIES = {
     "dot": (layer, X, X),
     "conv": (image_layer, *IMAGE),
+    "dilated conv": (dilated, *IMAGE),
+    "grouped conv": (depthwise, *IMAGE),
     "grouped and dilated conv": (grouped, *IMAGE),
     "transposed conv": (transposed, *IMAGE),
     "remat": (jax.checkpoint(layer), X, X),
     "nested jit": (jax.jit(lambda x, w: jax.jit(layer)(x, w) + 1), X, X),
+    "custom_vjp": (own, X, X),
+    "vmap": (jax.vmap(layer, (0, None)), jnp.ones((3, N, N)), X),
+    "fori": (lambda x, w: lax.fori_loop(0, 3, lambda _, y: layer(y, w), x), X, X),
+    "cond": (lambda x, w: lax.cond(x.sum() > 0, lambda x: layer(x, w), lambda x: layer(x, w.T), x), X, X),
     "attention": (lambda x, w: jax.nn.dot_product_attention(x, x, x @ w), jnp.ones((2, 5, 2, N)), X),
 }
 
