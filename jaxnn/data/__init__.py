@@ -5,12 +5,16 @@ A source gives any example by its number and nothing else; it holds no position.
 hosts, so that a run resumes, rewinds and re-shards without any iterator state. A loader turns ids into placed batches a
 few steps ahead of the device; a source that fits on the device (`resident`) needs no loader, and only ids travel.
 
-`Arrays` is the source for arrays, `TextFiles` for bytes of text, `ImageFolder` and `mnist` for images; `mapped` passes
-a source through a function. Whatever has `__len__`, `take` and `resident` is a source too (`jaxnn.typing.Source`).
+`Arrays` is the source for arrays, `CSV` for tables, `TextFiles` for bytes of text, `ImageFolder`, `ImageFiles`, `mnist`
+and `digits` for images; `mapped` passes a source through a function, `write_csv` writes predictions down. Whatever has
+`__len__`, `take` and `resident` is a source too (`jaxnn.typing.Source`).
 """
 
 from jaxnn.data import order as order
 from jaxnn.data.arrays import Arrays as Arrays
+from jaxnn.data.delimited import CSVFormat as CSVFormat
+from jaxnn.data.digits import digits as digits
+from jaxnn.data.exporting import write_csv as write_csv
 from jaxnn.data.found import stdlib_files as stdlib_files
 from jaxnn.data.idx import mnist as mnist
 from jaxnn.data.idx import read_idx as read_idx
@@ -18,6 +22,7 @@ from jaxnn.data.images import ImageFolder as ImageFolder
 from jaxnn.data.loader import Loader as Loader
 from jaxnn.data.loader import host_batch as host_batch
 from jaxnn.data.loader import process_slice as process_slice
+from jaxnn.data.tabular import CSV as CSV
 from jaxnn.data.text import TextFiles as TextFiles
 from jaxnn.data.text import scoring_windows as scoring_windows
 from jaxnn.data.transforms import mapped as mapped

@@ -1,12 +1,13 @@
 """Multilayer perceptron."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 
 from jaxnn import rng, sharding
-from jaxnn.models.layers import Dense
+from jaxnn.models.layers import Dense, Initializer
 from jaxnn.typing import Array
 
 
@@ -18,12 +19,14 @@ class MLP(nn.Module):
         activation: Elementwise, after each hidden layer.
         dropout: Rate after each hidden layer, while training.
         matmul_dtype: Precision of the products' operands; see `products.matmul`.
+        kernel_init: Of every layer's kernel.
     """
 
     features: tuple[int, ...]
     activation: Callable[[Array], Array] = nn.relu
     dropout: float = 0.0
     matmul_dtype: Any = None
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     def __post_init__(self) -> None:
         """Checks the settings."""
@@ -40,9 +43,10 @@ class MLP(nn.Module):
         """[B, ...] -> [B, features[-1]]; each example is flattened first. Dropout needs rngs={"dropout": key}."""
         x = x.reshape(x.shape[0], -1)
         key = self.make_rng("dropout") if train and self.dropout else None
+        dense = functools.partial(Dense, matmul_dtype=self.matmul_dtype, kernel_init=self.kernel_init)
         for i, width in enumerate(self.features[:-1]):
-            x = self.activation(Dense(width, matmul_dtype=self.matmul_dtype, name=f"hidden_{i}")(x))
+            x = self.activation(dense(width, name=f"hidden_{i}")(x))
             x = sharding.constrain(x, "batch", "mlp")
             if key is not None:
                 x = rng.dropout(rng.named_key(key, f"hidden_{i}"), x, self.dropout)
-        return Dense(self.features[-1], matmul_dtype=self.matmul_dtype, role="head", name="head")(x)
+        return dense(self.features[-1], role="head", name="head")(x)

@@ -14,6 +14,7 @@ from jaxnn.core import make_train_step as make_train_step
 from jaxnn.core import roles as roles
 from jaxnn.core import supervised as supervised
 from jaxnn.train.command import command as command
+from jaxnn.train.command import conclude as conclude
 from jaxnn.train.command import run_folder as run_folder
 from jaxnn.train.command import span as span
 from jaxnn.train.evaluation import evaluate as evaluate

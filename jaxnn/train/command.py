@@ -2,11 +2,12 @@
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxnn.train.run import Interrupted
+from jaxnn.runs import Section, write_summary
+from jaxnn.train.run import Interrupted, Run
 
 # The form in which this library says what is wrong with what it was given: "train.fit: ...", "data.TextFiles: ...".
 _OURS = re.compile(r"(train|data|losses|metrics|models|parallel|runs|core|tree|rng|sharding|cost|bench)\.\w[\w.]*: ")
@@ -34,6 +35,27 @@ def span(text: str | None) -> tuple[int, int] | None:
     if not (start.isdigit() and stop.isdigit()):
         raise ValueError(f"train.span: {text!r} is not START:STOP. Give two data steps, 20:25.")
     return int(start), int(stop)
+
+
+def conclude(run: Run, result: Mapping[str, float], *sections: Section) -> dict[str, float]:
+    """Ends an experiment: adds `sections` to its run's report, and prints the values and where the report is.
+
+    Args:
+        run: What was run; without a folder there is no report.
+        result: Name -> value.
+        sections: What the experiment shows, with its pictures.
+
+    Returns:
+        `result`, as floats.
+    """
+    values = {name: float(value) for name, value in result.items()}
+    print("  ".join(f"{name} {value:.4g}" for name, value in values.items()))
+    if run.stopped is not None:
+        print(f"stopped: {run.stopped}")
+    if run.folder is not None:
+        write_summary(run.folder, run.state.params, sections=sections)
+        print(f"report: {run.folder.report}")
+    return values
 
 
 def command(main: Callable[[Any], Any], config: type, argv: list[str] | None = None) -> Any:
