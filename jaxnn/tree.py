@@ -6,6 +6,7 @@ optimizer groups call a leaf, so they are made in one place.
 
 import contextlib
 import contextvars
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -143,19 +144,23 @@ def differences(left: PyTree, right: PyTree) -> Iterator[str]:
             yield f"{path}: {describe(a[path])} against {describe(b[path])}"
 
 
-_declared: contextvars.ContextVar[Mapping[str, Role] | None] = contextvars.ContextVar("jaxnn_roles", default=None)
+Declared = Callable[[], Mapping[str, Role]]
+_declared: contextvars.ContextVar[Declared] = contextvars.ContextVar("jaxnn_roles", default=dict)
 
 
 @contextlib.contextmanager
-def declaring(declared: Mapping[str, Role]) -> Iterator[None]:
-    """While inside, `declared_roles` gives these: what a task's modules declared, for optimizers to group by."""
-    token = _declared.set(declared)
+def declaring(roles: Declared) -> Iterator[None]:
+    """While inside, `declared_roles` gives `roles()`: what a task's modules declared, for optimizers to group by.
+
+    It is called at most once, and only if something asks: finding the roles traces the model's initialisers.
+    """
+    token = _declared.set(functools.cache(roles))
     try:
         yield
     finally:
         _declared.reset(token)
 
 
-def declared_roles() -> Mapping[str, Role] | None:
-    """The roles by path that are in force; None where nothing declared any."""
-    return _declared.get()
+def declared_roles() -> Mapping[str, Role]:
+    """The roles by path that are in force; {} where nothing declared any."""
+    return _declared.get()()

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import optax
 
-from jaxnn import rng, tree
+from jaxnn import optim, rng, tree
 from jaxnn.core import display
-from jaxnn.core.init import init_variables, strong
+from jaxnn.core.init import init_variables, roles, strong
 from jaxnn.core.task import Task
 from jaxnn.typing import Array, Batch, ModelState, Params, PyTree, Strategy
 
@@ -84,7 +84,8 @@ def init_state(
     batch = complete(batch)
     key = rng.seed_key(seed)
     params, model_state = init_variables(task, key, batch)
-    opt_state = jax.jit(lambda p: strong(tx.init(p)))(params)
+    with tree.declaring(lambda: roles(task, batch)):
+        opt_state = jax.jit(lambda p: strong(tx.init(p)))(params)
     zero = np.zeros((), np.int32)
     return strategy.put_state(State(zero, zero, params, model_state, opt_state, key))
 
@@ -105,8 +106,9 @@ def check_same(before: PyTree, after: PyTree, where: str) -> None:
         )
 
 
-def hyperparameters(opt_state: PyTree) -> dict[str, Array]:
-    """The scalar hyperparameters that the optimizer keeps in its state (`optax.inject_hyperparams`), by name.
+def reported(opt_state: PyTree) -> dict[str, Array]:
+    """What an optimizer reports of a step: the metrics chosen in `optim.stages`, the scalar hyperparameters that
+    `optax.inject_hyperparams` keeps.
 
     A name that occurs in several places is prefixed with its path.
     """
@@ -116,4 +118,5 @@ def hyperparameters(opt_state: PyTree) -> dict[str, Array]:
         if head.endswith("hyperparams") and np.ndim(leaf) == 0:
             found.setdefault(name, []).append((path, leaf))
     single = {name: hits[0][1] for name, hits in found.items() if len(hits) == 1}
-    return single | {path: leaf for hits in found.values() if len(hits) > 1 for path, leaf in hits}
+    many = {path: leaf for hits in found.values() if len(hits) > 1 for path, leaf in hits}
+    return single | many | optim.metrics(opt_state)

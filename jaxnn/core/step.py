@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxnn import tree
-from jaxnn.core.state import State, abstract, check_same, complete, hyperparameters
+from jaxnn.core.init import roles
+from jaxnn.core.state import State, abstract, check_same, complete, reported
 from jaxnn.core.task import Task
 from jaxnn.typing import Array, Batch, Loss, Mean, ModelState, Params, PyTree, Resident, Strategy, Sums
 
@@ -94,8 +95,8 @@ def make_update_fn(tx: optax.GradientTransformation, *, grad_norm: bool) -> Call
         # Elementwise selects fuse into the update, which reads both sides anyway.
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(some, n, o), new, old)  # noqa: E731
         one = jnp.ones((), jnp.float32)
-        rates = {name: Mean(jnp.asarray(value, jnp.float32), one) for name, value in hyperparameters(opt_state).items()}
-        report = {**sums, **({"grad_norm": Mean(tree.global_norm(grads), one)} if grad_norm else {}), **rates}
+        own = {name: Mean(jnp.asarray(value, jnp.float32), one) for name, value in reported(opt_state).items()}
+        report = {**sums, **({"grad_norm": Mean(tree.global_norm(grads), one)} if grad_norm else {}), **own}
         new = State(
             step=state.step + some.astype(jnp.int32),
             data_step=state.data_step + 1,
@@ -114,7 +115,13 @@ def make_step(
 ) -> Callable[..., Any]:
     """The traceable step `(state, batch) -> (state, sums)` under a strategy; goes inside a jitted program or loop."""
     update_fn = make_update_fn(tx, grad_norm=grad_norm)
-    return strategy.make_step(make_grad_fn(task, debug=debug), update_fn, make_value_fn(task, train=True))
+    inner = strategy.make_step(make_grad_fn(task, debug=debug), update_fn, make_value_fn(task, train=True))
+
+    def step(state: State, batch: Batch) -> tuple[State, Sums]:
+        with tree.declaring(lambda: roles(task, batch)):
+            return inner(state, batch)
+
+    return step
 
 
 def blank_padding(batch: Batch) -> dict[str, Array]:

@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
-from jaxnn import metrics, tree
+from jaxnn import metrics, optim, tree
 from jaxnn.core import State
 
 Row = Mapping[str, Any]  # "step", "epoch" and values by name
@@ -257,18 +256,21 @@ class EarlyStopping(_Patience):
 
 
 def _find(opt_state: Any, name: str) -> str:
-    """The path of the one hyperparameter leaf called `name`; where it is recomputed by a schedule, an error."""
-    suffix = f"hyperparams/{name}"
-    leaves = tree.leaves_by_path(opt_state)
-    hits = [path for path in leaves if path == suffix or path.endswith("/" + suffix)]
+    """The one hyperparameter called `name` in an optimizer's state, as `optim.hyper` names it; "lr" is the rate, also
+    where optax calls it "learning_rate". Where a schedule of optax would overwrite it, an error."""
+    known = optim.hyper(opt_state)
+    names = ("lr", "learning_rate") if name in ("lr", "learning_rate") else (name,)
+    hits = [full for full in known if full in names or full.rpartition(".")[2] in names]
     if len(hits) != 1:
         raise ValueError(
-            f"train.ReduceOnPlateau: the optimizer's state has {len(hits)} hyperparameters called {name!r}. "
-            "Write optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)."
+            f"train.ReduceOnPlateau: the optimizer's state has {len(hits)} hyperparameters called {name!r}, of "
+            f"{sorted(known) or 'none'}. Write optim.adam(1e-3), or optax.inject_hyperparams(optax.adam)"
+            "(learning_rate=1e-3)."
         )
-    if any(f"hyperparams_states/{name}" in path for path in leaves):
+    last = hits[0].rpartition(".")[2]
+    if any(f"hyperparams_states/{last}" in path for path in tree.leaves_by_path(opt_state)):
         raise ValueError(
-            f"train.ReduceOnPlateau: {name!r} follows a schedule, which would overwrite the reduced value. "
+            f"train.ReduceOnPlateau: {last!r} follows a schedule, which would overwrite the reduced value. "
             "Give it a number."
         )
     return hits[0]
@@ -277,14 +279,15 @@ def _find(opt_state: Any, name: str) -> str:
 class ReduceOnPlateau(_Patience):
     """Multiplies a hyperparameter by `factor` when a value has not improved for `patience` looks at it.
 
-    The optimizer must keep it in its state: `optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)`.
+    The optimizer must keep it in its state, as those of `jaxnn.optim` do (a schedule is held at the reduced value), and
+    `optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)`.
 
     Args:
         monitor: A reported name.
         factor: In (0, 1).
         patience: Looks without improvement; >= 1.
         min_delta: What counts as improvement; >= 0.
-        hyperparameter: Its name.
+        hyperparameter: Its name; "lr" is the rate.
         minimum: It is not reduced below this.
         mode: As in `EarlyStopping`.
 
@@ -299,7 +302,7 @@ class ReduceOnPlateau(_Patience):
         factor: float = 0.5,
         patience: int = 5,
         min_delta: float = 0.0,
-        hyperparameter: str = "learning_rate",
+        hyperparameter: str = "lr",
         minimum: float = 0.0,
         mode: Mode | None = None,
     ):
@@ -315,18 +318,12 @@ class ReduceOnPlateau(_Patience):
     def act(self, at: Moment) -> Action | None:
         if not self.worse(at):
             return None
-        path = _find(at.state.opt_state, self.hyperparameter)
-
-        def reduce(state: State) -> State:
-            def one(p: str, leaf: Any) -> Any:
-                return jnp.maximum(leaf * self.factor, self.minimum).astype(leaf.dtype) if p == path else leaf
-
-            return state._replace(opt_state=tree.map_by_path(one, state.opt_state))
-
-        old = float(jax.device_get(tree.leaves_by_path(at.state.opt_state)[path]))
+        name = _find(at.state.opt_state, self.hyperparameter)
+        old = float(jax.device_get(optim.hyper(at.state.opt_state)[name]))
+        new = max(old * self.factor, self.minimum)
         return Replace(
-            reduce,
-            f"{self.hyperparameter} {old:.6g} x {self.factor}: {self.monitor} has not improved on {self.best:.6g}",
+            lambda state: state._replace(opt_state=optim.set_hyper(state.opt_state, **{name: new})),
+            f"{name} {old:.6g} x {self.factor}: {self.monitor} has not improved on {self.best:.6g}",
         )
 
 

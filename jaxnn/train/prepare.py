@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import optax
 
-from jaxnn import cost, parallel, rng
-from jaxnn.core import State, Task
+from jaxnn import cost, parallel, rng, tree
+from jaxnn.core import State, Task, roles
 from jaxnn.core.state import abstract
 from jaxnn.core.step import dispatch_steps, make_step
 from jaxnn.data import host_batch, order
@@ -158,7 +158,10 @@ def prepare(
     variables = checks.init_shapes(WHERE, task, batch)
     checks.trainable(WHERE, variables[0])
     reported = checks.loss_shapes(WHERE, task, variables, batch)
-    checks.optimizer_accepts(WHERE, tx, variables[0])
+    declared = lambda: roles(task, batch)  # noqa: E731
+    with tree.declaring(declared):
+        checks.optimizer_accepts(WHERE, tx, variables[0])
+    setting_checks.schedules_last(WHERE, tx, total)
     if validation is not None:
         checks.is_source(WHERE, "validation", validation)
         checks.same_fields(WHERE, batch, host_batch(validation, np.zeros(1, np.int64)))
@@ -183,7 +186,8 @@ def prepare(
         )
         resident = _resident(source, dispatch, strategy, recorded)
         step = engine.scalars(make_step(task, tx, strategy, grad_norm=log.grad_norm, debug=debug))
-        shapes = _state_shapes(task, tx, variables)
+        with tree.declaring(declared):
+            shapes = _state_shapes(tx, variables)
         traced, sums = checks.traced_step(WHERE, step, shapes, batch, strategy)
         k_max = (dispatch.most or recorded.get("k_max") or dispatch_steps(size, sums)) if resident is not None else 1
 
@@ -261,7 +265,7 @@ def _resident(source: Source, dispatch: Dispatch, strategy: Strategy, recorded: 
     return resident
 
 
-def _state_shapes(task: Task, tx: optax.GradientTransformation, variables: Any) -> State:
+def _state_shapes(tx: optax.GradientTransformation, variables: Any) -> State:
     """The shapes of a run's state, without computing it."""
     params, model_state = variables
     scalar = jax.ShapeDtypeStruct((), np.int32)

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import optax
+
+from jaxnn import optim
 from jaxnn.core import State
 from jaxnn.core.step import check_divides
 from jaxnn.runs import RunFolder
@@ -134,3 +137,18 @@ def goes_on(where: str, folder: RunFolder, steps: int) -> None:
             f"{where}: the run in {folder.path} is at step {at} already; steps={steps} in all were asked for. "
             f"Give steps >= {at} (or as many epochs), or another out= for a shorter run."
         )
+
+
+def schedules_last(where: str, tx: optax.GradientTransformation, steps: int) -> None:
+    """Refuses a run that is longer than a schedule of its optimizer: the rest would run at the schedule's last value.
+
+    Only schedules that say where they end are known (those of `optim`, in transformations of `optim`).
+    """
+    for name, schedule in optim.schedules_of(tx).items():
+        ends = getattr(schedule, "ends", None)
+        if ends is not None and ends < steps:
+            raise ValueError(
+                f"{where}: the schedule of {name!r} ends at step {ends}, the run has {steps} steps: {schedule!r}. "
+                f"Give it steps={steps}, or join it to what follows: "
+                "optim.joined((schedule, steps), (optim.constant(1e-5), None))."
+            )

@@ -1,4 +1,4 @@
-"""The state: arrays only, strongly typed, kept in shape, and read for its hyperparameters."""
+"""The state: arrays only, strongly typed, kept in shape, and read for what its optimizer reports."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jaxnn import core, losses, models, parallel, rng, tree
-from jaxnn.core.state import abstract, check_same, hyperparameters, strong
+from jaxnn.core.state import abstract, check_same, reported, strong
 
 X, Y = np.ones((4, 3), np.float32), np.ones((4, 1), np.float32)
 BATCH = {"x": X, "y": Y}
@@ -66,18 +66,18 @@ def test_a_changed_leaf_is_named():
 
 def test_hyperparameters_are_read_by_name():
     tx = optax.inject_hyperparams(optax.adamw)(learning_rate=lambda step: 0.1 / (1 + step), weight_decay=0.2)
-    found = {k: float(v) for k, v in hyperparameters(first(tx).opt_state).items()}
+    found = {k: float(v) for k, v in reported(first(tx).opt_state).items()}
     assert found["weight_decay"] == pytest.approx(0.2)
     assert found["learning_rate"] == pytest.approx(0.1)
     assert set(found) == {"b1", "b2", "eps", "eps_root", "learning_rate", "weight_decay"}
-    assert hyperparameters(first(optax.adamw(1e-3)).opt_state) == {}
+    assert reported(first(optax.adamw(1e-3)).opt_state) == {}
 
 
 def test_hyperparameters_of_two_optimizers_are_told_apart_by_path():
     tx = optax.chain(
         optax.inject_hyperparams(optax.sgd)(learning_rate=0.5), optax.inject_hyperparams(optax.sgd)(learning_rate=0.25)
     )
-    found = {k: float(v) for k, v in hyperparameters(first(tx).opt_state).items()}
+    found = {k: float(v) for k, v in reported(first(tx).opt_state).items()}
     assert sorted(found.values()) == [0.25, 0.5]
     assert all(name.endswith("hyperparams/learning_rate") for name in found)
     assert len(found) == 2

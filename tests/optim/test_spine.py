@@ -103,7 +103,7 @@ def test_hyperparameters_change_without_compiling_again():
     for lr in (None, 1e-4, 2e-4):
         if lr is not None:
             state = optim.set_hyper(state, lr=lr)
-        updates, state = update(grads, state, params)
+        _, state = update(grads, state, params)
         if lr is not None:
             assert float(optim.hyper(state)["lr"]) == pytest.approx(lr)
     state = optim.set_hyper(state, lr=None, b1=0.5)

@@ -13,8 +13,8 @@ def _children(node: Any) -> dict[str, Any]:
     """A node's entries by name; {} for leaves."""
     if isinstance(node, dict):
         return {str(key): value for key, value in node.items()}
-    if isinstance(node, tuple) and hasattr(node, "_fields"):
-        return node._asdict()
+    if isinstance(node, tuple) and (fields := getattr(node, "_fields", None)):
+        return dict(zip(fields, node, strict=True))
     if isinstance(node, (list, tuple)):
         return {str(i): value for i, value in enumerate(node)}
     return {}
@@ -24,8 +24,8 @@ def _with_child(node: Any, name: str, value: Any) -> Any:
     if isinstance(node, dict):
         key = next(k for k in node if str(k) == name)
         return type(node)({**node, key: value})
-    if isinstance(node, tuple) and hasattr(node, "_fields"):
-        return node._replace(**{name: value})
+    if isinstance(node, tuple) and (fields := getattr(node, "_fields", None)):
+        return type(node)(**dict(zip(fields, node, strict=True)) | {name: value})
     items = list(node)
     items[int(name)] = value
     return type(node)(items)

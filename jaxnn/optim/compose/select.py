@@ -95,7 +95,7 @@ everything = Predicate(lambda leaf: True, "everything")
 
 def leaves(params: PyTree) -> PyTree:
     """A tree like `params` of `Leaf`s."""
-    declared = tree.declared_roles() or {}
+    declared = tree.declared_roles()
 
     def one(name: str, x: Any) -> Leaf:
         known = declared.get(name)

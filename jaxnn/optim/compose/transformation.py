@@ -5,7 +5,7 @@ parts, so ours carries them beside the functions; it is still optax's type, and 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import optax
 
@@ -50,8 +50,8 @@ class Transformation(optax.GradientTransformationExtraArgs):
 
     def __new__(
         cls,
-        init: Callable[[PyTree], PyTree],
-        update: Callable[..., tuple[PyTree, PyTree]],
+        init: Callable[[Any], Any],
+        update: Callable[..., tuple[Any, Any]],
         *,
         name: str,
         parts: Mapping[str, optax.GradientTransformation] | None = None,
@@ -59,7 +59,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
         wants_context: bool = False,
         facts: Mapping[str, Any] | None = None,
     ) -> Self:
-        self = super().__new__(cls, init, update)
+        self = super().__new__(cls, cast(Any, init), update)
         self.name, self.parts, self.hyper = name, dict(parts or {}), hyper
         self.wants_context, self.facts = wants_context, dict(facts or {})
         return self
@@ -112,7 +112,7 @@ def walk(part: optax.GradientTransformation, path: str = "") -> Iterator[tuple[s
             yield from walk(inner, f"{path}.{name}" if path and name else path or name)
 
 
-def schedules(tx: optax.GradientTransformation) -> dict[str, Schedule]:
+def schedules_of(tx: optax.GradientTransformation) -> dict[str, Schedule]:
     """The schedules in a transformation by full name: `lr.lr`; what optax hides in closures is not found."""
     found: dict[str, Schedule] = {}
     for path, part in walk(tx):
