@@ -18,6 +18,7 @@ from jaxnn.data.exporting import write_csv as write_csv
 from jaxnn.data.found import stdlib_files as stdlib_files
 from jaxnn.data.idx import mnist as mnist
 from jaxnn.data.idx import read_idx as read_idx
+from jaxnn.data.images import ImageFiles as ImageFiles
 from jaxnn.data.images import ImageFolder as ImageFolder
 from jaxnn.data.loader import Loader as Loader
 from jaxnn.data.loader import host_batch as host_batch
