@@ -1,5 +1,6 @@
 """Predictions back to a file, beside the rows that they are of."""
 
+import contextlib
 import csv
 import os
 from collections.abc import Mapping
@@ -91,7 +92,8 @@ def write_csv(
             writer.writerows(zip(*columns))
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise ValueError(
             f"data.write_csv: {str(path)!r} cannot be written ({error.strerror or error}). Tried: a file beside it, "
             "renamed. Give a path that you may write to."
