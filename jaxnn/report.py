@@ -151,7 +151,9 @@ def html_table(rows: Sequence[Sequence[Any]], headers: Sequence[str], title: str
     Raises:
         ValueError: If a row's length is not that of `headers`.
     """
-    table = _table_element(rows, headers, 'style="text-align:right"', 'style="text-align:left"') if rows else ""
+    pad = "padding:.15em .7em"
+    right, left = f'style="text-align:right;{pad}"', f'style="text-align:left;{pad}"'
+    table = _table_element(rows, headers, right, left) if rows else ""
     head = f"<div><b>{_escape(title)}</b></div>" if title else ""
     foot = f'<div style="white-space:pre-line">{_escape(note)}</div>' if note else ""
     return f'<div>{head}<div style="overflow:auto;max-height:32rem">{table}</div>{foot}</div>'

@@ -39,7 +39,7 @@ def state_html(state: Any) -> str:
     for part in PARTS:
         for path, leaf in tree.leaves_by_path(getattr(state, part)).items():
             where = part if path == "." else f"{part}/{path}"
-            rows.append((where, _describe(leaf), _size(leaf), size(_nbytes(leaf))))
+            rows.append((where, _describe(leaf), _size(leaf), _nbytes(leaf)))
     return html_table(rows, ("leaf", "shape", "elements", "bytes"), _position(state), _total(state))
 
 
@@ -51,8 +51,8 @@ def task_text(about: Mapping[str, str]) -> str:
 def task_html(about: Mapping[str, str]) -> str:
     """The same as a table for a notebook."""
     rows = "".join(
-        f'<tr><th style="text-align:left">{html.escape(name)}</th>'
-        f'<td style="text-align:left"><code>{html.escape(value)}</code></td></tr>'
+        f'<tr><th style="text-align:left;padding:.15em .7em">{html.escape(name)}</th>'
+        f'<td style="text-align:left;padding:.15em .7em"><code>{html.escape(value)}</code></td></tr>'
         for name, value in about.items()
     )
     return f"<div><b>Task</b><table>{rows}</table></div>"

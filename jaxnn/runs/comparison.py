@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxnn import metrics
-from jaxnn.report import Page
+from jaxnn.report import Page, format_value
 from jaxnn.runs import curves
 from jaxnn.runs.record import SPEEDS, Record, duration, flat
 
@@ -76,7 +76,7 @@ def _overview(name: str, record: Record) -> tuple[Any, ...]:
         str(record.steps_text) if isinstance(record.steps_text, str) else f"{record.steps_text:,}",
         duration(record.wall_s) or "–",
         record.device or "–",
-        f"{_median(record, speed):,.4g} {speed.replace('_per_s', '/s')}" if speed else "–",
+        f"{format_value(_median(record, speed))} {speed.replace('_per_s', '/s')}" if speed else "–",
         f"{100 * _median(record, 'wait_share'):.1f} %" if _has(record, "wait_share") else "–",
         f"{_median(record, 'flops_per_s') / 1e9:.4g} G" if _has(record, "flops_per_s") else "–",
     )

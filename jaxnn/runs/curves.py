@@ -118,7 +118,7 @@ def panels(found: Mapping[str, Line], groups: Mapping[str, Sequence[str]]) -> "F
     """
     from matplotlib.figure import Figure
 
-    class Shown(Figure):
+    class Curves(Figure):
         """A figure that a notebook shows although pyplot does not know it."""
 
         def _repr_png_(self) -> bytes:
@@ -131,7 +131,7 @@ def panels(found: Mapping[str, Line], groups: Mapping[str, Sequence[str]]) -> "F
     columns = 1 if len(groups) == 1 else 2 if len(groups) in (2, 4) else 3
     across = -(-len(groups) // columns)
     size = (7.0, 3.6) if columns == 1 else (4.4 * columns, 3.1 * across)
-    drawn = Shown(figsize=size, dpi=100, layout="constrained", facecolor="white")
+    drawn = Curves(figsize=size, dpi=100, layout="constrained", facecolor="white")
     for number, (name, members) in enumerate(groups.items()):
         lines = {label: thin(*found[member]) for label, member in zip(labels(members), members)}
         xs, ys = ({label: line[side] for label, line in lines.items()} for side in (0, 1))

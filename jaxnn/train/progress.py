@@ -1,7 +1,9 @@
 """What a person sees while a run goes on: a live line on a terminal and in notebooks, plain lines in a log."""
 
+import html
 import importlib
 import math
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -34,16 +36,19 @@ def values_text(row: Mapping[str, Any]) -> str:
 
 
 class _Notebook:
-    """One line in a notebook's cell that is rewritten in place; needs nothing but IPython."""
+    """One bar in a notebook's cell that is rewritten in place; needs nothing but IPython.
+
+    Each update replaces the output of the same display id, so that a notebook that is run and saved by a program
+    (nbclient, papermill) keeps the last one alone.
+    """
 
     def __init__(self) -> None:
         self._display = importlib.import_module("IPython.display").display
         self._handle: Any = None
 
-    def update(self, text: str, *, refresh: bool) -> None:
-        """Shows `text`."""
-        del refresh  # rich's Live has it
-        content = {"text/plain": text}
+    def show(self, text: str, share: float) -> None:
+        """Shows `text`, parts of a line, beside a bar that is filled to `share`."""
+        content = {"text/plain": text, "text/html": bar_html(text, share)}
         if self._handle is None:
             self._handle = self._display(content, raw=True, display_id=True)
         else:
@@ -51,6 +56,44 @@ class _Notebook:
 
     def stop(self) -> None:
         """Leaves the last line where it is."""
+
+
+class _Terminal:
+    """One line of a terminal that is rewritten in place."""
+
+    def __init__(self, console: Any) -> None:
+        from rich.live import Live
+
+        self._live = Live(console=console, auto_refresh=False, transient=False)
+        self._live.start()
+
+    def show(self, text: str, share: float) -> None:
+        """Shows `text`."""
+        from rich.text import Text
+
+        del share  # the line has the steps
+        self._live.update(Text(text), refresh=True)
+
+    def print(self, text: str) -> None:
+        """Prints above the line."""
+        self._live.console.print(text, markup=False, highlight=False)
+
+    def stop(self) -> None:
+        """Leaves the last line where it is."""
+        self._live.stop()
+
+
+def bar_html(text: str, share: float) -> str:
+    """A line of progress as HTML: a bar, the steps, then the values and the speed, in the notebook's colours."""
+    width = 100 * min(1.0, max(0.0, share))
+    bar = (
+        '<span style="display:inline-block;flex:none;width:12em;height:.6em;border-radius:.3em;overflow:hidden;'
+        'background:rgba(128,128,128,.25)">'
+        f'<span style="display:block;width:{width:.1f}%;height:100%;background:#3b82d6"></span></span>'
+    )
+    parts = "".join(f"<span>{html.escape(part)}</span>" for part in re.split(r" \| |  ", text) if part)
+    style = "display:flex;flex-wrap:wrap;gap:.1em 1.4em;align-items:center;font-variant-numeric:tabular-nums"
+    return f'<div style="{style}">{bar}{parts}</div>'
 
 
 class Progress:
@@ -78,15 +121,14 @@ class Progress:
         if self._console.is_jupyter:
             self._live = _Notebook()
         elif self._console.is_terminal:
-            from rich.live import Live
-
-            self._live = Live(console=self._console, auto_refresh=False, transient=False)
-            self._live.start()
+            self._live = _Terminal(self._console)
+        if self._live is not None:
+            self._live.show(f"{plan.steps:,} steps | compiling", 0.0)
 
     def show(self, text: str) -> None:
         """Prints above the display."""
-        if self._live is not None and not isinstance(self._live, _Notebook):
-            self._live.console.print(text, markup=False, highlight=False)
+        if isinstance(self._live, _Terminal):
+            self._live.print(text)
         else:
             print(text, file=sys.stdout, flush=True)
 
@@ -102,7 +144,7 @@ class Progress:
         assert self._plan is not None
         text = f"step {step:,}/{self._plan.steps:,} | {values_text(values)}"
         if self._live is not None:
-            self._live.update(text, refresh=True)
+            self._live.show(text, step / self._plan.steps)
         else:
             print(text, flush=True)
 
@@ -119,7 +161,8 @@ class Progress:
     def _print(self) -> None:
         self._shown = True
         if self._live is not None:
-            self._live.update(self._line(), refresh=True)
+            assert self._plan is not None
+            self._live.show(self._line(), self._row.get("step", 0) / self._plan.steps)
         else:
             print(self._line(), flush=True)
 
