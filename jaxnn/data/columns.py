@@ -5,7 +5,6 @@ stay float64 until they are scaled.
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -129,9 +128,9 @@ def decide(
     """
     form, surveys = read.form, []
     for column, category in columns:
-        numbers: dict[int, float] = {}
+        numbers = dict(enumerate(form.all_numbers(cells.columns[column.position]) or ()))
         texts: list[int] = []
-        for i, cell in enumerate(cells.columns[column.position]):
+        for i, cell in enumerate(cells.columns[column.position] if not numbers else ()):
             if not form.is_hole(cell):
                 value = form.number(cell)
                 if value is None:
@@ -313,10 +312,6 @@ def scale_of(values: HostArray) -> Scale:
     there = values[~np.isnan(values)]
     if not there.size:
         return Scale(0.0, 1.0)
-    top = float(np.abs(there).max())
-    if not top:
-        return Scale(0.0, 1.0)
-    unit = there / top  # squares of large float64 would overflow
-    mean, std = float(unit.mean()) * top, float(unit.std()) * top
+    mean, std = float(there.mean()), float(there.std())
     # Rounding leaves a constant column a tiny deviation, by which it would be blown up.
-    return Scale(mean, std if std > 1e-12 * top and math.isfinite(std) else 1.0)
+    return Scale(mean, std if std > 1e-12 * float(np.abs(there).max()) else 1.0)

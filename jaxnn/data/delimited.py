@@ -10,6 +10,7 @@ import difflib
 import functools
 import gzip
 import io
+import math
 import os
 import re
 from collections import Counter
@@ -81,6 +82,19 @@ class CSVFormat:
             return None
         plain = cell.replace(self.thousands, "") if self.thousands else cell
         return float(plain.replace(",", ".") if self.decimal == "," else plain)
+
+    def all_numbers(self, column: Sequence[str]) -> list[float] | None:
+        """The numbers of a column that holds plain finite numbers only, at once; None for any other."""
+        if self.decimal != "." or self.thousands or any(self.number(hole) is not None for hole in self._missing):
+            return None
+        text = "".join(column)
+        if "_" in text or not text.isascii():  # Python reads 1_000 and digits of any script
+            return None
+        try:
+            values = [float(cell) for cell in column]
+        except ValueError:
+            return None
+        return values if all(map(math.isfinite, values)) else None
 
 
 class Cells(NamedTuple):
