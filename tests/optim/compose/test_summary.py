@@ -1,0 +1,93 @@
+"""The table of an optimizer, made from shapes alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxnn import optim, tree
+
+PARAMS = {
+    "blocks_0": {"kernel": jnp.ones((8, 4)), "bias": jnp.ones((4,))},
+    "embedding": jnp.ones((16, 4)),
+}
+
+
+def chain():
+    return optim.stages(
+        clip=optim.clip_by_global_norm(1.0),
+        precondition=optim.groups(
+            lion=(optim.role("matrix"), optim.lion_core()), adam=(optim.otherwise, optax.scale_by_adam())
+        ),
+        lr=optim.scale_by_lr(3e-4),
+        metrics=("lr",),
+    )
+
+
+def test_stages_by_groups_with_their_bytes():
+    found = optim.summary(chain(), PARAMS)
+    rows = {(row.stage, row.group): row for row in found.rows}
+    assert list(rows)[:4] == [("clip", ""), ("precondition", "lion"), ("precondition", "adam"), ("lr", "")]
+    adam = rows["precondition", "adam"]
+    assert (adam.kind, adam.leaves, adam.elements, adam.dtypes) == ("optax.scale_by_adam", 2, 68, ("float32",))
+    assert adam.nbytes == 2 * 4 * 68 + 4
+    assert rows["precondition", "lion"].hypers == {"b1": 0.9, "b2": 0.99}
+    assert found.nbytes == tree.nbytes(chain().init(PARAMS))
+    assert found.elements == 100
+
+
+def test_it_prints_the_assignment_and_says_that_roles_are_guesses():
+    """optax has nothing of the kind: what a label function or a mask did to which leaf is seen in the losses."""
+    text = str(optim.summary(chain(), PARAMS))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "blocks_0/kernel (8, 4) matrix (guess) lion" in lines
+    assert "embedding (16, 4) embedding (guess) adam" in lines
+    assert "every role is a guess" in text
+    declared = {"blocks_0/kernel": tree.Role("head"), "embedding": tree.Role("matrix", 1)}
+    with tree.declaring(lambda: declared):
+        text = str(optim.summary(chain(), PARAMS))
+    assert "1 of 3 roles are guesses" in text
+    assert "matrix x1 stacked" in text
+    html = optim.summary(chain(), PARAMS)._repr_html_()
+    assert html.count("<table>") == 2
+    assert "lion" in html
+
+
+def test_bytes_a_device():
+    mesh = {"data": 4}
+    specs = optim.state_specs(chain(), PARAMS, zero_axis="data", mesh=mesh)
+    found = optim.summary(chain(), PARAMS, specs=specs, mesh=mesh)
+    rows = {(row.stage, row.group): row for row in found.rows}
+    assert rows["precondition", "adam"].device_nbytes == 2 * 4 * 68 // 4 + 4
+    assert "a device" in str(found)
+    with pytest.raises(ValueError, match=r"optim.summary: 3 specs for .* leaves of state"):
+        optim.summary(chain(), PARAMS, specs=[jax.sharding.PartitionSpec()] * 3, mesh=mesh)
+
+
+def test_it_computes_nothing(count_compiles):
+    shapes = {"w": jax.ShapeDtypeStruct((1 << 20, 1 << 12), jnp.float32)}  # 17 GB
+    with count_compiles() as seen:
+        found = optim.summary(optim.adamw(1e-3), shapes)
+    assert found.bytes_per_parameter == pytest.approx(8.0)
+    assert not seen.compiles
+
+
+def test_it_knows_wrapped_stages_and_plain_optax():
+    text = str(optim.summary(optax.adam(1e-3), PARAMS))
+    assert "optax.chain" in text
+    nested = optim.stages(inner=optim.stages(a=optim.adam_core(), b=optax.identity()), lr=optim.scale_by_lr(1.0))
+    assert [row.stage for row in optim.summary(nested, PARAMS).rows] == ["inner.a", "inner.b", "lr"]
+
+
+def test_an_init_that_cannot_be_traced_is_computed():
+    """Abstract init fails where an optimizer looks at its parameters' values (optax prodigy, dadapt, in older forms)."""
+
+    def init(params):
+        return {"norm": np.float32(float(optax.tree.norm(params))), "mu": jax.tree.map(jnp.zeros_like, params)}
+
+    tx = optax.GradientTransformation(init, lambda u, s, p=None: (u, s))
+    found = optim.summary(tx, PARAMS)
+    assert found.computed
+    assert "could not be traced" in str(found)
+    assert found.nbytes == 4 * 100 + 4
