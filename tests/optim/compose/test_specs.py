@@ -1,0 +1,116 @@
+"""A spec for every leaf of every optimizer's state, and sharded updates are the unsharded ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxnn import optim, tree
+from jaxnn.optim.registry import OPTIMIZERS
+
+PARAM_SPECS = {"mlp": {"kernel": P(None, "model"), "bias": P("model")}, "embedding": P()}
+
+
+def parameters():
+    a, b, c = jax.random.split(jax.random.key(0), 3)
+    return {
+        "mlp": {"kernel": jax.random.normal(a, (16, 8)), "bias": jax.random.normal(b, (8,))},
+        "embedding": jax.random.normal(c, (16, 8)),
+    }
+
+
+def extras(needs, params):
+    loss = lambda p, **_: sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(p))  # noqa: E731
+    known = {"value": loss(params), "value_fn": loss, "key": jax.random.key(1), "grad": params}
+    return {name: known[name] for name in needs} | ({"grad": params} if "value_fn" in needs else {})
+
+
+def two_updates(tx, params, state, needs):
+    """Parameters after two updates; bare functions are traced, so that extra functions may be closed over."""
+    for step in range(2):
+        grads = jax.tree.map(lambda p, s=step: jnp.sin(3 * p + s), params)
+        updates, state = tx.update(grads, state, params, **extras(needs, params))
+        params = optim.apply_updates(params, updates)
+    return params, state
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_sharded_updates_are_unsharded_ones(name, devices8):
+    """optax #548, #1660: states must be laid out by hand, and for several optimizers not even their shapes are known.
+
+    In float64, where a difference is one of meaning, not of the order of sums.
+    """
+    entry = OPTIMIZERS[name]
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda p: p.astype(jnp.float64), parameters())
+        tx = entry.make(entry.lr)
+        specs = optim.state_specs(tx, params, PARAM_SPECS, zero_axis="data", mesh=mesh)
+        place = lambda spec: jax.tree.map(  # noqa: E731
+            lambda s: NamedSharding(mesh, s), spec, is_leaf=lambda x: isinstance(x, P)
+        )
+        state = tx.init(params)
+        assert jax.tree.structure(state) == jax.tree.structure(specs, is_leaf=lambda x: isinstance(x, P))
+        step = jax.jit(lambda p, s: two_updates(tx, p, s, entry.needs))
+        alone, _ = step(params, state)
+        layout = place(PARAM_SPECS), place(specs)
+        sharded, after = jax.jit(lambda p, s: two_updates(tx, p, s, entry.needs), in_shardings=layout)(
+            jax.device_put(params, layout[0]), jax.device_put(state, layout[1])
+        )
+        del after
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), alone, sharded)
+        split = [s for s in jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P)) if "data" in str(s)]
+        biggest = max(jax.tree.leaves(state), key=lambda x: x.size, default=None)
+        assert split or biggest is None or biggest.size < 16
+
+
+def test_leaves_follow_their_parameters():
+    params = parameters()
+    specs = tree.leaves_by_path(optim.state_specs(optim.adamw(1e-3), params, PARAM_SPECS))
+    assert specs["stages/adam/mu/mlp/kernel"] == P(None, "model")
+    assert specs["stages/adam/nu/mlp/bias"] == P("model")
+    assert specs["stages/adam/hyper/count"] == P()
+    zero = tree.leaves_by_path(
+        optim.state_specs(optim.adamw(1e-3), params, PARAM_SPECS, "data", {"data": 4, "model": 2})
+    )
+    assert zero["stages/adam/mu/mlp/kernel"] == P("data", "model")
+    assert zero["stages/adam/nu/mlp/bias"] == P("model")  # nothing is left free
+    assert zero["stages/adam/nu/embedding"] == P("data")
+
+
+OPTAX = {
+    "adafactor": (lambda: optax.adafactor(1e-3, min_dim_size_to_factor=4), "0/v_row/mlp/kernel", P("data")),
+    "lbfgs": (optax.lbfgs, "0/diff_params_memory/mlp/kernel", P(None, "data", "model")),
+    "prodigy": (optax.contrib.prodigy, "exp_avg/mlp/kernel", P("data", "model")),
+    "schedule_free_adamw": (optax.contrib.schedule_free_adamw, "z/mlp/kernel", P("data", "model")),
+    "dog": (optax.contrib.dog, "1/init_params/mlp/kernel", P("data", "model")),
+    "dadapt_adamw": (optax.contrib.dadapt_adamw, "exp_avg/mlp/kernel", P("data", "model")),
+    "momo": (optax.contrib.momo, "exp_avg/mlp/kernel", P("data", "model")),
+    "inject": (
+        lambda: optax.inject_hyperparams(optax.adamw)(1e-3),
+        "inner_state/0/mu/mlp/kernel",
+        P("data", "model"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTAX)
+def test_optax_states_too(name):
+    """optax #548: `tx.init` of shapes raises for prodigy, schedule-free, DoG, D-Adaptation and MoMo."""
+    make, path, spec = OPTAX[name]
+    shapes = jax.eval_shape(parameters)
+    found = optim.state_specs(make(), shapes, PARAM_SPECS, "data", {"data": 4, "model": 2})
+    assert tree.leaves_by_path(found)[path] == spec
+
+
+def test_what_does_not_fit_is_refused():
+    params = parameters()
+    with pytest.raises(ValueError, match=r"zero_axis is 'fsdp', and the mesh has \['data'\]"):
+        optim.state_specs(optim.adam(1e-3), params, None, "fsdp", {"data": 4})
+    with pytest.raises(ValueError, match=r"param_specs and params differ in \['embedding'\]"):
+        optim.state_specs(optim.adam(1e-3), params, {"mlp": PARAM_SPECS["mlp"]})
+    with pytest.raises(ValueError, match=r"is no spec for leaf 'mlp/bias' float32\[8\]"):
+        optim.state_specs(optim.adam(1e-3), params, PARAM_SPECS | {"mlp": {"kernel": P(), "bias": P("a", "b")}})
