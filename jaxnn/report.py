@@ -105,8 +105,8 @@ def _escape(text: str) -> str:
     return html.escape(_CONTROL.sub("\ufffd", text.replace("\r\n", "\n")))
 
 
-def _right(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> list[bool]:
-    """Which columns hold numbers only.
+def _right(rows: Sequence[Sequence[Any]], headers: Sequence[str], more: Sequence[str] = ()) -> list[bool]:
+    """Which columns are set right: those that hold numbers only, and `more` by name.
 
     Raises:
         ValueError: If a row's length is not that of `headers`.
@@ -117,12 +117,14 @@ def _right(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> list[bool]:
                 f"report.table: row {number} has {len(row)} cells {list(row)!r:.80}, "
                 f"the headers are {list(headers)}. Give every row one cell a header, None for an empty one."
             )
-    return [bool(rows) and all(_is_number(row[c]) for row in rows) for c in range(len(headers))]
+    return [h in more or (bool(rows) and all(_is_number(row[c]) for row in rows)) for c, h in enumerate(headers)]
 
 
-def _table_element(rows: Sequence[Sequence[Any]], headers: Sequence[str], right: str, left: str) -> str:
+def _table_element(
+    rows: Sequence[Sequence[Any]], headers: Sequence[str], right: str, left: str, more: Sequence[str] = ()
+) -> str:
     """A `table` element; `right` and `left` are the attributes of the cells of numbers and of text."""
-    numeric = _right(rows, headers)
+    numeric = _right(rows, headers, more)
 
     def cells(tag: str, values: Sequence[Any]) -> str:
         kinds = (f"{tag} {right if r else left}".rstrip() for r in numeric)
@@ -139,7 +141,13 @@ class Markup(str):
     __slots__ = ()
 
 
-def html_table(rows: Sequence[Sequence[Any]], headers: Sequence[str], title: str = "", note: str = "") -> str:
+def html_table(
+    rows: Sequence[Sequence[Any]],
+    headers: Sequence[str],
+    title: str = "",
+    note: str = "",
+    right: Sequence[str] = (),
+) -> str:
     """A table as a fragment of HTML for `_repr_html_`: in a notebook's cell, in the notebook's own colours.
 
     Args:
@@ -147,25 +155,26 @@ def html_table(rows: Sequence[Sequence[Any]], headers: Sequence[str], title: str
         headers: Names of the columns.
         title: Above it.
         note: Below it; a line break in it is kept.
+        right: Names of further columns that are set right.
 
     Raises:
         ValueError: If a row's length is not that of `headers`.
     """
     pad = "padding:.15em .7em"
-    right, left = f'style="text-align:right;{pad}"', f'style="text-align:left;{pad}"'
-    table = _table_element(rows, headers, right, left) if rows else ""
+    styles = (f'style="text-align:{side};{pad}"' for side in ("right", "left"))
+    table = _table_element(rows, headers, *styles, right) if rows else ""
     head = f"<div><b>{_escape(title)}</b></div>" if title else ""
     foot = f'<div style="white-space:pre-line">{_escape(note)}</div>' if note else ""
     return f'<div>{head}<div style="overflow:auto;max-height:32rem">{table}</div>{foot}</div>'
 
 
-def text_table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
+def text_table(rows: Sequence[Sequence[Any]], headers: Sequence[str], right: Sequence[str] = ()) -> str:
     """The same table as lines of text for a terminal: two spaces between columns, no line ends in a space.
 
     Raises:
         ValueError: If a row's length is not that of `headers`.
     """
-    numeric = _right(rows, headers)
+    numeric = _right(rows, headers, right)
     cells = [list(headers), *([format_value(v, pad=r) for r, v in zip(numeric, row)] for row in rows)]
     widths = [max(len(line[c]) for line in cells) for c in range(len(headers))]
     cells.insert(1, ["-" * width for width in widths])

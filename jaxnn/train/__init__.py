@@ -36,3 +36,4 @@ from jaxnn.train.run import Interrupted as Interrupted
 from jaxnn.train.run import Log as Log
 from jaxnn.train.run import Run as Run
 from jaxnn.train.run import Setup as Setup
+from jaxnn.train.summary import summary as summary

@@ -131,7 +131,12 @@ def init_shapes(where: str, task: Task, batch: Batch) -> Any:
         ) from error
 
 
-def _call(where: str, what: str, batch: Batch, fn: Any, *arguments: Any) -> Any:
+def call(where: str, what: str, batch: Batch, fn: Any, *arguments: Any) -> Any:
+    """The shapes of `fn(*arguments)`.
+
+    Raises:
+        ValueError: If it fails on them, naming `what`.
+    """
     try:
         return jax.eval_shape(fn, *arguments)
     except Exception as error:  # whatever the model raises on these shapes; told in one line
@@ -176,7 +181,7 @@ def loss_shapes(where: str, task: Task, variables: Any, batch: Batch) -> list[st
     """
     key = _abstract_key()
     batch = abstract(batch)
-    loss = _call(where, "the loss", batch, lambda v, b, k: task.loss(v[0], v[1], b, k, True), variables, batch, key)
+    loss = call(where, "the loss", batch, lambda v, b, k: task.loss(v[0], v[1], b, k, True), variables, batch, key)
     for name in ("total", "weight", "penalty"):
         value = getattr(loss, name, None)
         if value is None or getattr(value, "shape", ()) != ():
@@ -222,7 +227,7 @@ def predict_accepts(where: str, task: Task, state: State, batch: Batch) -> None:
     """Checks that a trained task can predict for this batch; compiles nothing."""
     variables = abstract((state.params, state.model_state))
     try:
-        outputs = _call(where, "the model", batch, lambda v, b: task.predict(v[0], v[1], b), variables, abstract(batch))
+        outputs = call(where, "the model", batch, lambda v, b: task.predict(v[0], v[1], b), variables, abstract(batch))
     except Exception:
         _own_parameters(where, task, state, batch)
         raise
