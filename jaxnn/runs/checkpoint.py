@@ -52,7 +52,7 @@ class Checkpoints:
         keep_best: Keep also the best by the metric given to `save`: "min", "max" or None.
 
     Raises:
-        ValueError: If `keep` < 1 or `keep_best` is something else.
+        ValueError: If `keep` < 1 or `keep_best` is something else, or the folder cannot be made.
     """
 
     def __init__(self, folder: str | os.PathLike, *, keep: int = 3, keep_best: Literal["min", "max"] | None = None):
@@ -62,7 +62,13 @@ class Checkpoints:
                 "Give keep >= 1 and keep_best 'min', 'max' or None."
             )
         self.folder = Path(folder).absolute()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"runs.Checkpoints: {self.folder} cannot be made ({error.strerror or error}). Tried: a folder for "
+                "checkpoints. Remove the file of that name, or give a folder that you may write to."
+            ) from error
         self._keep, self._keep_best = keep, keep_best
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -212,7 +218,10 @@ class Checkpoints:
         if step is not None:
             return f"{where}: no checkpoint of step {step} in {self.folder}. Present: {present}.{tail}"
         if present:
-            return f"{where}: none of {present} in {self.folder} is marked good. Give step= to use one.{tail}"
+            return (
+                f"{where}: none of {present} in {self.folder} is marked good: the values up to it were not known to be "
+                f"finite. Give step= to use one.{tail}"
+            )
         return f"{where}: {self.folder} holds no checkpoint.{tail} Start another run, in another folder."
 
     def _set_aside(self, step: int, problems: list[str]) -> str:
@@ -286,7 +295,9 @@ class Checkpoints:
 
 def _abandoned(path: Path) -> bool:
     """Whether nobody is writing this temporary folder: `writing-STEP-PID`, and orbax's suffix while it writes."""
-    step, pid = path.name.removeprefix(stored.WRITING).split(".")[0].split("-")
+    step, _, pid = path.name.removeprefix(stored.WRITING).split(".")[0].partition("-")
+    if not pid.isdigit():  # none of ours
+        return False
     if int(pid) == os.getpid():
         return path.with_name(f"{stored.WRITING}{step}-{pid}") not in _in_flight
     try:

@@ -15,6 +15,8 @@ from jaxnn.runs.lock import LOCK, FolderLock
 from jaxnn.runs.logs import MetricFile
 
 CONFIG, ENVIRONMENT, CHECKPOINTS = "config.json", "environment.json", "checkpoints"
+MAKING = {LOCK, ENVIRONMENT, ENVIRONMENT + ".tmp", CONFIG, CONFIG + ".tmp"}  # what a folder holds while it is made
+WRITTEN = (CHECKPOINTS, "metrics.jsonl", "timing.jsonl", "journal.jsonl")
 
 
 class RunFolder:
@@ -90,19 +92,26 @@ class RunFolder:
             hold: Keep other writers out until `release`, or until this process ends; readers need not.
 
         Raises:
-            ValueError: If there is no run there (nothing to resume from), its config cannot be read, or, with `hold`,
-                another process is writing it.
+            ValueError: If there is no run there (nothing to resume from), its config is missing or cannot be read, or,
+                with `hold`, another process is writing it.
         """
         path = Path(path).absolute()
         _refuse_file(path)
         if not (path / CONFIG).exists():
             found = f"it holds no {CONFIG}" if path.exists() else "the folder does not exist"
+            if written := [name for name in WRITTEN if (path / name).exists()]:
+                raise ValueError(
+                    f"runs.RunFolder.open: {path} holds {', '.join(written)} of a run and no {CONFIG}. Tried: reading "
+                    f"it. Put {CONFIG} back (a report.html shows what it held); the other files are left as they are."
+                )
             raise ValueError(
                 f"runs.RunFolder.open: nothing to resume from in {path}: {found}. Start the run without resume=True."
             )
         lock = _locked(path) if hold else None
         try:
-            config = json.loads((path / CONFIG).read_bytes())
+            config = _read_object(path / CONFIG)
+            if not all(isinstance(config.get(part, {}), dict) for part in ("fit", "config")):
+                raise ValueError("its 'fit' and 'config' must be objects")
         except (OSError, ValueError) as error:
             if lock is not None:
                 lock.release()
@@ -110,6 +119,16 @@ class RunFolder:
                 f"runs.RunFolder.open: {path / CONFIG} cannot be read: {error}. Restore it, or start a new run."
             ) from error
         return cls(path, config, lock)
+
+    @staticmethod
+    def is_half_made(path: str | os.PathLike) -> bool:
+        """Whether a process died while it made a run there: a folder with the first of its files and no other."""
+        path = Path(path).absolute()
+        try:
+            names = {p.name for p in path.iterdir()}
+        except OSError:
+            return False
+        return CONFIG not in names and bool(names) and names <= MAKING
 
     def release(self) -> None:
         """Lets others write the run, where this holds it; may be called twice."""
@@ -119,8 +138,13 @@ class RunFolder:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What `create` recorded about the machine."""
-        return json.loads((self.path / ENVIRONMENT).read_bytes())
+        """What `create` recorded about the machine.
+
+        Raises:
+            OSError: If the file is not there.
+            ValueError: If it is damaged.
+        """
+        return _read_object(self.path / ENVIRONMENT)
 
     def good_step(self) -> int | None:
         """The step of the newest good checkpoint, without opening the checkpoints for writing; None for none."""
@@ -201,6 +225,19 @@ def _fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is no JSON, or something else than an object.
+    """
+    value = json.loads(path.read_bytes())
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} holds {type(value).__name__}, not an object")
+    return value
+
+
 def _refuse_file(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise ValueError(f"runs.RunFolder: {path} is a file. Give out= a folder.")
@@ -215,8 +252,7 @@ def _refuse_run(path: Path) -> None:
 
 def _refuse_foreign(path: Path) -> None:
     # A kill between the two files of a new run leaves the first alone: that folder is still ours to fill.
-    ours = (LOCK, ENVIRONMENT, ENVIRONMENT + ".tmp", CONFIG, CONFIG + ".tmp")
-    foreign = sorted(p.name for p in path.iterdir() if p.name not in ours)
+    foreign = sorted(p.name for p in path.iterdir() if p.name not in MAKING)
     if foreign:
         shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
         raise ValueError(

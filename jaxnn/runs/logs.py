@@ -91,7 +91,7 @@ class MetricFile:
         if not self.path.exists():
             return 0
         rows = list(json_lines(self.path, "runs.MetricFile"))
-        kept = [line for line, row in rows if row["step"] <= step]
+        kept = [line for line, row in rows if row.get("step", 0) <= step]
         write_atomic(self.path, b"".join(kept))
         return len(rows) - len(kept)
 
@@ -101,14 +101,22 @@ class MetricFile:
         Raises:
             ValueError: If there are fewer rows than that: the file was changed by somebody else.
         """
+        lines = self._lines(count)
+        if self.path.exists():
+            write_atomic(self.path, b"".join(lines[:count]))
+
+    def require(self, count: int) -> None:
+        """Raises what `keep(count)` would, and changes nothing."""
+        self._lines(count)
+
+    def _lines(self, count: int) -> list[bytes]:
         lines = [line for line, _ in json_lines(self.path, "runs.MetricFile")] if self.path.exists() else []
         if len(lines) < count:
             raise ValueError(
                 f"runs.MetricFile.keep: {self.path} has {len(lines)} rows; the checkpoint was written after {count}. "
                 "Restore the file, or start a new run."
             )
-        if self.path.exists():
-            write_atomic(self.path, b"".join(lines[:count]))
+        return lines
 
 
 class TensorBoard:

@@ -70,7 +70,8 @@ def listing(folder: Path) -> list[Stored]:
         try:
             manifest = read_json(path, "manifest")
         except (OSError, ValueError):
-            manifest = {}
+            manifest = None
+        manifest = manifest if isinstance(manifest, dict) else {}
         try:
             nbytes = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
         except FileNotFoundError:  # a live run's retention removed it meanwhile

@@ -107,8 +107,19 @@ class Saver:
         """Goes back to a checkpoint, by default the newest good one; gives it and the rows up to there.
 
         Later checkpoints and rows are removed, and the best value is that of the rows that are left.
+
+        Raises:
+            ValueError: If there is none to go on from, or rows that it counts are missing.
         """
-        restored = self.checkpoints.restore(self.like, step)
+        try:
+            restored = self.checkpoints.restore(self.like, step)
+        except (FileNotFoundError, RuntimeError) as error:
+            raise ValueError(
+                f"train.fit: the run in {self.folder.path} cannot go on: "
+                f"{str(error).removeprefix('runs.Checkpoints.restore: ')} Look with `jaxnn checkpoint verify "
+                f"{self.folder.path}`; to begin again give another out=."
+            ) from error
+        self.folder.metrics.require(restored.extra["rows"])  # before what is later is removed
         self.checkpoints.discard_after(restored.step)
         self.folder.metrics.keep(restored.extra["rows"])
         self.folder.timing.truncate(restored.step)

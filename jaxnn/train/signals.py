@@ -1,12 +1,16 @@
 """Ctrl-C and SIGTERM as requests that a loop grants between two dispatches."""
 
+import contextlib
 import signal
 import threading
 from typing import Any, Self
 
 
 class Signals:
-    """While open, the first SIGINT or SIGTERM asks for an orderly end; the second interrupts at once."""
+    """While open, the first SIGINT or SIGTERM asks for an orderly end; the second interrupts at once.
+
+    Only the main thread may set handlers: in another one nothing changes, and signals go where they went.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -15,7 +19,9 @@ class Signals:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._receive)
+                # A subinterpreter's main thread may not set any either.
+                with contextlib.suppress(ValueError):
+                    self._old[number] = signal.signal(number, self._receive)
         return self
 
     def _receive(self, number: int, _: Any) -> None:
@@ -26,5 +32,6 @@ class Signals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():
-            signal.signal(number, handler)
+            # None stands for a handler that was not set from Python, which Python cannot put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._old = {}
