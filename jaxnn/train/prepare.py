@@ -166,7 +166,8 @@ def prepare(
         checks.is_source(WHERE, "validation", validation)
         checks.same_fields(WHERE, batch, host_batch(validation, np.zeros(1, np.int64)))
 
-    folder = RunFolder.open(out, hold=True) if out is not None and resume else None
+    # A run that was killed while its folder was made is made anew.
+    folder = RunFolder.open(out, hold=True) if out is not None and resume and not RunFolder.is_half_made(out) else None
     try:
         recorded: dict[str, Any] = {}
         if folder is not None:
