@@ -142,7 +142,7 @@ class Hyperparameters:
         for name, schedule in self.schedules.items():
             values[name] = jnp.where(hypers.held[name], values[name], _scalar(schedule(hypers.count)))
         count = hypers.count + 1
-        return InEffect(values, count=count.astype(jnp.float32)), Hypers(count, values, hypers.held)
+        return InEffect(values | {"count": count.astype(jnp.float32)}), Hypers(count, values, hypers.held)
 
 
 def _scalar(value: Any) -> Array:

@@ -10,6 +10,7 @@ import jax
 from jaxnn.parallel.devices import compilation_cache as compilation_cache
 from jaxnn.parallel.devices import force_host_devices as force_host_devices
 from jaxnn.parallel.devices import select
+from jaxnn.parallel.members import members as members
 from jaxnn.parallel.pmap import Pmap as Pmap
 from jaxnn.parallel.replicate import Replicate as Replicate
 from jaxnn.parallel.replicate import data_mesh

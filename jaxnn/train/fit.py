@@ -7,8 +7,8 @@ from typing import Any
 
 import optax
 
-from jaxnn import bench
-from jaxnn.core import Task, init_state
+from jaxnn import bench, optim
+from jaxnn.core import Task
 from jaxnn.runs import write_summary
 from jaxnn.train.hooks import Hook
 from jaxnn.train.prepare import Prepared, prepare
@@ -39,6 +39,7 @@ def fit(
     save: Checkpointing | None = None,
     dispatch: Dispatch | None = None,
     debug: bool = False,
+    population: optim.Population | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Run:
     """Trains, and gives the run back.
@@ -65,6 +66,9 @@ def fit(
         save: When checkpoints are written (with `out`).
         dispatch: How steps reach the device.
         debug: Report the first parameter or gradient leaf that is not finite, by path.
+        population: Train every member of it in one program, vmapped and spread over the strategy's devices:
+            `optim.grid(lr=[1e-3, 1e-2])`. Rows hold `loss@0`, `loss@1`, ... and as `loss` the best; `run.member(i)` is
+            one member's run. A member that diverges does not stop the others.
         config: The experiment's config as JSON, recorded; a resume with another one is refused.
 
     Returns:
@@ -94,6 +98,7 @@ def fit(
         save=save,
         dispatch=dispatch,
         debug=debug,
+        population=population,
         config=config,
     )
     try:
@@ -110,7 +115,7 @@ def _run(job: Prepared, resume: bool) -> Run:
     session = Session(
         plan,
         job.strategy,
-        job.task.finish,
+        job.windows(),
         job.hooks,
         folder,
         job.save,
@@ -126,7 +131,7 @@ def _run(job: Prepared, resume: bool) -> Run:
         if resume and saver is not None and not saver.begins_again():
             state, at = session.restore(None, hooks=True)
         else:
-            state, at = init_state(job.task, job.tx, job.batch, seed=job.seed, strategy=job.strategy), 0
+            state, at = job.first_state(), 0
         session.engine = job.engine(state, at, session.deliver)
         del state  # the engine's step donates it
         if folder is not None and resume:
@@ -151,7 +156,7 @@ def _run(job: Prepared, resume: bool) -> Run:
                     break
     finally:
         session.close()
-    run = Run(job.task, session.engine.state, session.history, stopped, folder)
+    run = Run(job.task, session.engine.state, session.history, stopped, folder, population=job.population)
     at = session.engine.data_step
     if folder is not None:
         if log.peaks and signals.received is None:

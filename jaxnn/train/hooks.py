@@ -113,6 +113,7 @@ class Hook:
 
     # Whether the loop ends a dispatch at the hook's steps. One that does not is asked only where a row is not finite.
     cuts = True
+    replaces = False  # whether it changes the state of one run, which a population has several of
     at_end = False  # whether `act` is also called at the end of a run that is not one of its steps
 
     def start(self, plan: Plan, state: State) -> None:
@@ -294,6 +295,8 @@ class ReduceOnPlateau(_Patience):
     Raises:
         ValueError: As `EarlyStopping`, or if the optimizer's state has no such hyperparameter.
     """
+
+    replaces = True
 
     def __init__(
         self,

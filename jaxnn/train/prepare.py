@@ -10,17 +10,18 @@ import jax
 import numpy as np
 import optax
 
-from jaxnn import cost, parallel, rng, tree
-from jaxnn.core import State, Task, roles
+from jaxnn import cost, optim, parallel, rng, tree
+from jaxnn.core import State, Task, init_state, roles
 from jaxnn.core.state import abstract
 from jaxnn.core.step import dispatch_steps, make_step
 from jaxnn.data import host_batch, order
 from jaxnn.runs import RunFolder
 from jaxnn.train import checks, engine, setting_checks
+from jaxnn.train import population as populations
 from jaxnn.train.evaluation import evaluate
 from jaxnn.train.hooks import Evaluate, Hook, Plan, StopOnNonFinite, direction
 from jaxnn.train.run import Checkpointing, Dispatch, Log
-from jaxnn.train.windows import LEAVES
+from jaxnn.train.windows import LEAVES, Windows
 from jaxnn.typing import Batch, Resident, Source, Strategy
 
 WHERE = "train.fit"
@@ -62,6 +63,7 @@ class Prepared:
         resident: The data in the form that lives on the device, or None where it is streamed.
         k_max: Steps a dispatch at most.
         debug: Whether to look for what is not finite.
+        population: What its members differ in, or None.
         flops: Floating-point operations of a step; NaN where they could not be counted.
         uncounted: Why they could not be; None where they were.
     """
@@ -86,8 +88,26 @@ class Prepared:
     resident: Resident | None
     k_max: int
     debug: bool
+    population: optim.Population | None
     flops: float
     uncounted: str | None
+
+    def first_state(self) -> State:
+        """The state that the run begins with, placed."""
+        if self.population is None:
+            return init_state(self.task, self.tx, self.batch, seed=self.seed, strategy=self.strategy)
+        alone = parallel.single(self.strategy.devices[0])
+        state = init_state(self.task, self.tx, self.batch, seed=self.seed, strategy=alone)
+        return self.strategy.put_state(populations.spread(state, self.population))
+
+    def windows(self) -> Windows | populations.PopulationWindows:
+        """What makes rows of the sums."""
+        numbers = (self.plan.log_every, self.plan.epoch, self.task.finish)
+        return (
+            Windows(*numbers)
+            if self.population is None
+            else populations.PopulationWindows(len(self.population), *numbers)
+        )
 
     def engine(self, state: State, data_step: int, deliver: engine.Deliver) -> engine.Engine:
         """What drives the run from a state on, which the first step donates."""
@@ -128,6 +148,7 @@ def prepare(
     save: Checkpointing | None,
     dispatch: Dispatch | None,
     debug: bool,
+    population: optim.Population | None,
     config: Mapping[str, Any] | None,
 ) -> Prepared:
     """Checks the arguments of `fit` and traces the step. A new run's folder is made last, once nothing is refused.
@@ -141,8 +162,13 @@ def prepare(
     checks.is_source(WHERE, "the data", source)
     strategy = strategy if strategy is not None else parallel.single()
     checks.is_strategy(WHERE, strategy)
+    one = strategy  # what one step runs under
+    if population is not None:
+        setting_checks.population(WHERE, population, hooks, debug)
+        one = parallel.single(strategy.devices[0])
+        strategy = parallel.members(strategy, len(population), populations.AXES)
     n = len(source)
-    size = setting_checks.batch_size(WHERE, batch_size, n, strategy)
+    size = setting_checks.batch_size(WHERE, batch_size, n, one)
     epoch = order.steps_per_epoch(n, size)
     total = setting_checks.duration(WHERE, steps, epochs, epoch)
     seed = rng.check_seed(seed, WHERE)
@@ -186,15 +212,18 @@ def prepare(
             batch_size=size,
         )
         resident = _resident(source, dispatch, strategy, recorded)
-        step = engine.scalars(make_step(task, tx, strategy, grad_norm=log.grad_norm, debug=debug))
+        step = engine.scalars(make_step(task, tx, one, grad_norm=log.grad_norm, debug=debug))
         with tree.declaring(declared):
             shapes = _state_shapes(tx, variables)
+        if population is not None:
+            step, shapes = populations.vmapped(step), populations.shapes(shapes, population)
         traced, sums = checks.traced_step(WHERE, step, shapes, batch, strategy)
         k_max = (dispatch.most or recorded.get("k_max") or dispatch_steps(size, sums)) if resident is not None else 1
 
         every_hook: list[Hook] = []
         if validation is not None:
-            look = lambda state: evaluate(task, state, validation, batch_size=size, strategy=strategy)  # noqa: E731
+            score = evaluate if population is None else populations.evaluate
+            look = lambda state: score(task, state, validation, batch_size=size, strategy=strategy)  # noqa: E731
             every_hook.append(Evaluate(look))
         every_hook += [*hooks, StopOnNonFinite()]
         names = [name for name in sums if not name.startswith(LEAVES)]
@@ -216,6 +245,8 @@ def prepare(
         }
         if save.best:
             facts |= {"best": save.best, "best_mode": direction(WHERE, save.best, save.best_mode, "best_mode")}
+        if population is not None:
+            facts["population"] = {name: list(values) for name, values in population.values.items()}
         full = {"fit": facts, "config": dict(config or {})}
         changed: list[str] = []
         if folder is not None:
@@ -249,6 +280,7 @@ def prepare(
         resident=resident,
         k_max=k_max,
         debug=debug,
+        population=population,
         flops=flops,
         uncounted=uncounted,
     )

@@ -8,8 +8,10 @@ import optax
 
 from jaxnn import metrics, tree
 from jaxnn.core import State, Task
+from jaxnn.optim.population import Population
 from jaxnn.report import html_table, sparkline
 from jaxnn.runs import RunFolder, curves
+from jaxnn.train import population as populations
 from jaxnn.typing import Source
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ class Run:
         history: Rows in order, each a dict of "step", "epoch" and values by name; validation has rows of its own.
         stopped: Why the run ended before its last step; None where it did not.
         folder: Its folder, where `out` was given.
+        population: What its members differ in, where it trained several; `state` then has their leading axis.
     """
 
     task: Task
@@ -33,6 +36,19 @@ class Run:
     history: list[dict[str, Any]]
     stopped: str | None = None
     folder: RunFolder | None = None
+    population: Population | None = None
+
+    def member(self, index: int) -> "Run":
+        """One member of a population's run: its state and its rows, as its run alone would have them.
+
+        Raises:
+            ValueError: If the run is of no population, or has no such member.
+        """
+        if self.population is None or not 0 <= index < len(self.population):
+            have = "no population" if self.population is None else f"{len(self.population)} members"
+            raise ValueError(f"Run.member: there is no member {index}: the run has {have}.")
+        rows = populations.history_of(self.history, index)
+        return Run(self.task, populations.member(self.state, index), rows, self.stopped)
 
     def __repr__(self) -> str:
         # Without the arrays: `train.fit(...)` is often the last expression of a notebook's cell.

@@ -3,7 +3,7 @@
 import functools
 import signal
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from jaxnn.core.state import abstract, strong
 from jaxnn.runs import RunFolder, TensorBoard
 from jaxnn.train.engine import Engine
 from jaxnn.train.hooks import Continue, Hook, Moment, Plan, Replace, Rewind, Save, Stop
+from jaxnn.train.population import PopulationWindows
 from jaxnn.train.profile import Profile
 from jaxnn.train.progress import Progress
 from jaxnn.train.run import Checkpointing
@@ -31,7 +32,7 @@ class Session:
     Args:
         plan: What is going to be done.
         strategy: Where the state lives.
-        finish: `(name, Mean) -> value`.
+        windows: What makes rows of the sums.
         hooks: In the order in which they act.
         folder: The run's folder, or None.
         save: When to save.
@@ -46,7 +47,7 @@ class Session:
         self,
         plan: Plan,
         strategy: Strategy,
-        finish: Callable[[str, Mean], Any],
+        windows: Windows | PopulationWindows,
         hooks: Sequence[Hook],
         folder: RunFolder | None,
         save: Checkpointing,
@@ -58,7 +59,7 @@ class Session:
     ):
         self.plan, self.strategy, self.folder, self.save, self.progress = plan, strategy, folder, save, progress
         self.hooks = list(hooks)
-        self.windows = Windows(plan.log_every, plan.epoch, finish)
+        self.windows = windows
         self.history: list[dict[str, Any]] = []
         self.values: dict[str, Any] = {}
         self.skips: list[tuple[int, int]] = []
@@ -92,10 +93,7 @@ class Session:
         if first == self._first and not rows:
             self.speed.restart(self.windows.step, self.engine.wait_s)  # the first step waited for the compiler
             if self.progress is not None:
-                finish = self.windows.finish
-                self.progress.first(
-                    first + 1, {name: finish(name, Mean(m.sum[0], m.weight[0])) for name, m in sums.items()}
-                )
+                self.progress.first(first + 1, self.windows.first_values(sums))
         if rows:
             self._time(sums)
         for row in rows:

@@ -152,3 +152,21 @@ def schedules_last(where: str, tx: optax.GradientTransformation, steps: int) -> 
                 f"Give it steps={steps}, or join it to what follows: "
                 "optim.joined((schedule, steps), (optim.constant(1e-5), None))."
             )
+
+
+def population(where: str, members: Any, hooks: Sequence[Hook], debug: bool) -> None:
+    """Refuses what is no population, and what does not go with one."""
+    if not isinstance(members, optim.Population):
+        raise TypeError(
+            f"{where}: population must be optim.grid(lr=[...]) or optim.members(lr=[...]), got {members!r:.60}."
+        )
+    replacing = [hook.name for hook in hooks if hook.replaces]
+    if replacing:
+        raise ValueError(
+            f"{where}: hook {replacing[0]} changes the state of one run, and population= trains {len(members)}. Leave "
+            "it out, or train the member alone: population=None."
+        )
+    if debug:
+        raise ValueError(
+            f"{where}: debug=True looks into one run. Train the member in question alone: population=None."
+        )

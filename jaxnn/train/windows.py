@@ -102,6 +102,10 @@ class Windows:
         self._sums, self._bad = {}, None
         return row
 
+    def first_values(self, sums: Mapping[str, Mean]) -> dict[str, Any]:
+        """The values of the first of some steps."""
+        return {name: self.finish(name, Mean(m.sum[0], m.weight[0])) for name, m in sums.items()}
+
     @property
     def pending(self) -> bool:
         """Whether steps were taken in since the last row."""

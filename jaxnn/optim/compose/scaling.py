@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxnn import tree
 from jaxnn.optim.compose import select
 from jaxnn.optim.compose.transformation import Context, Transformation
-from jaxnn.optim.hyper import Hyperparameters, Hypers
+from jaxnn.optim.hyper import NONNEGATIVE, Hyperparameters, Hypers
 from jaxnn.typing import Array, PyTree, Schedule
 
 
@@ -73,12 +73,14 @@ def scale_by_lr(lr: float | Schedule) -> Transformation:
     """Multiplies by minus the rate: u <- -lr u, times the group's multiplier where `groups` gave it one.
 
     Args:
-        lr: Rate an update, or schedule (update number from 0 -> rate); >= 0. Hyperparameter `lr`.
+        lr: Rate an update, or schedule (update number from 0 -> rate); >= 0. Hyperparameter `lr`; of a schedule also
+            `lr_multiplier`, which scales all of it: the one to sweep.
 
     Raises:
         ValueError: If the rate is negative.
     """
-    hyper = Hyperparameters("optim.scale_by_lr", lr=lr)
+    scheduled = {"lr_multiplier": 1.0} if callable(lr) else {}
+    hyper = Hyperparameters("optim.scale_by_lr", domains={"lr_multiplier": NONNEGATIVE}, lr=lr, **scheduled)
 
     def init(params: PyTree) -> ScaleByLrState:
         del params
@@ -89,15 +91,19 @@ def scale_by_lr(lr: float | Schedule) -> Transformation:
     ) -> tuple[PyTree, ScaleByLrState]:
         del params, extra
         h, hypers = hyper.at(state.hyper)
+        rate = h.lr * h.get("lr_multiplier", 1.0)
         multipliers = context.lr_multipliers if context is not None else None
         if multipliers is None:
-            return jax.tree.map(lambda u: times(-h.lr, u), updates), ScaleByLrState(hypers)
-        scaled = jax.tree.map(lambda u, m: times(-h.lr * m, u), updates, multipliers)
+            return jax.tree.map(lambda u: times(-rate, u), updates), ScaleByLrState(hypers)
+        scaled = jax.tree.map(lambda u, m: times(-rate * m, u), updates, multipliers)
         return scaled, ScaleByLrState(hypers)
 
     def in_effect(state: ScaleByLrState) -> tuple[Array, Any]:
-        rate = hyper.at(state.hyper)[0].lr
-        return rate, getattr(lr, "peak", None) if callable(lr) else rate
+        h = hyper.at(state.hyper)[0]
+        if not callable(lr):
+            return h.lr, h.lr
+        peak = getattr(lr, "peak", None)
+        return h.lr * h.lr_multiplier, None if peak is None else peak * h.lr_multiplier
 
     return Transformation(
         init, update, name="scale_by_lr", hyper=hyper, wants_context=True, facts={"lr_in_effect": in_effect}
