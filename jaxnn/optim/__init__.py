@@ -14,15 +14,22 @@ reports is chosen when it is built.
     )
 """
 
+from jaxnn.optim.algorithms.adagrad import adagrad as adagrad
+from jaxnn.optim.algorithms.adagrad import adagrad_core as adagrad_core
 from jaxnn.optim.algorithms.adam import adam as adam
 from jaxnn.optim.algorithms.adam import adam_core as adam_core
 from jaxnn.optim.algorithms.adam import adamw as adamw
 from jaxnn.optim.algorithms.adam import adamw_core as adamw_core
 from jaxnn.optim.algorithms.lion import lion as lion
 from jaxnn.optim.algorithms.lion import lion_core as lion_core
+from jaxnn.optim.algorithms.rmsprop import rmsprop as rmsprop
+from jaxnn.optim.algorithms.rmsprop import rmsprop_core as rmsprop_core
+from jaxnn.optim.algorithms.sgd import sgd as sgd
+from jaxnn.optim.algorithms.sgd import sgd_core as sgd_core
 from jaxnn.optim.compose.access import get as get
 from jaxnn.optim.compose.access import replace as replace
 from jaxnn.optim.compose.access import reset as reset
+from jaxnn.optim.compose.apply import apply_updates as apply_updates
 from jaxnn.optim.compose.groups import group as group
 from jaxnn.optim.compose.groups import groups as groups
 from jaxnn.optim.compose.measures import metrics as metrics
@@ -36,11 +43,16 @@ from jaxnn.optim.compose.select import ndim as ndim
 from jaxnn.optim.compose.select import otherwise as otherwise
 from jaxnn.optim.compose.select import path as path
 from jaxnn.optim.compose.select import role as role
+from jaxnn.optim.compose.specs import state_specs as state_specs
 from jaxnn.optim.compose.stages import stages as stages
+from jaxnn.optim.compose.summary import summary as summary
 from jaxnn.optim.compose.transformation import Transformation as Transformation
 from jaxnn.optim.compose.transformation import schedules_of as schedules_of
 from jaxnn.optim.hyper import hyper as hyper
 from jaxnn.optim.hyper import set_hyper as set_hyper
+from jaxnn.optim.population import Population as Population
+from jaxnn.optim.population import grid as grid
+from jaxnn.optim.population import members as members
 from jaxnn.optim.schedules import Schedule as Schedule
 from jaxnn.optim.schedules import constant as constant
 from jaxnn.optim.schedules import cosine as cosine
