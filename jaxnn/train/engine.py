@@ -146,10 +146,11 @@ class ResidentEngine:
             took = max(now - self._delivered_at, 1e-9)  # a coarse clock may stand still
             per_step = took / sum(k for _, k, _ in items)
             self._length = max(1, min(8 * self._length, int(DISPATCH_S / per_step), self._k_max))
-            self._ahead = max(1, min(MOST_AHEAD, int(QUEUE_S * count / took)))
+            self._ahead = max(1, min(MOST_AHEAD, int(QUEUE_S / (per_step * self._length))))  # of that length
         self._delivered_at = now
-        for (first, k, _), sums in zip(items, host, strict=True):
-            self._deliver(first, jax.tree.map(lambda x, k=k: x[:k], sums))
+        if items:  # at once: a clock between them would tell of steps that took no time
+            parts = [jax.tree.map(lambda x, k=k: x[:k], sums) for (_, k, _), sums in zip(items, host, strict=True)]
+            self._deliver(items[0][0], jax.tree.map(lambda *xs: np.concatenate(xs) if len(xs) > 1 else xs[0], *parts))
 
     def drain(self) -> None:
         self._pop(len(self._pending))
