@@ -1,5 +1,6 @@
 """Reading and changing parts of an optimizer's state by name."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ def _children(node: Any) -> dict[str, Any]:
         return dict(zip(fields, node, strict=True))
     if isinstance(node, (list, tuple)):
         return {str(i): value for i, value in enumerate(node)}
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        return {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if not f.metadata.get("static")}
     return {}
 
 
@@ -26,6 +29,8 @@ def _with_child(node: Any, name: str, value: Any) -> Any:
         return type(node)({**node, key: value})
     if isinstance(node, tuple) and (fields := getattr(node, "_fields", None)):
         return type(node)(**dict(zip(fields, node, strict=True)) | {name: value})
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        return dataclasses.replace(node, **{name: value})
     items = list(node)
     items[int(name)] = value
     return type(node)(items)

@@ -9,6 +9,7 @@ import optax
 
 from jaxnn import tree
 from jaxnn.optim.compose import select
+from jaxnn.optim.compose.stable import stable
 from jaxnn.optim.compose.transformation import Context, Transformation, apply_part, check
 from jaxnn.optim.hyper import NONNEGATIVE, Hyperparameters, Hypers
 from jaxnn.typing import PyTree
@@ -22,9 +23,17 @@ class Group(NamedTuple):
     tx: optax.GradientTransformation
     lr: float = 1.0
     decay: float = 1.0
+    may_be_empty: bool = False
 
 
-def group(where: select.Predicate, tx: optax.GradientTransformation, *, lr: float = 1.0, decay: float = 1.0) -> Group:
+def group(
+    where: select.Predicate,
+    tx: optax.GradientTransformation,
+    *,
+    lr: float = 1.0,
+    decay: float = 1.0,
+    may_be_empty: bool = False,
+) -> Group:
     """A group with multipliers: `groups(embed=group(role("embedding"), adam_core(), lr=0.1, decay=0.0), ...)`.
 
     Args:
@@ -32,8 +41,9 @@ def group(where: select.Predicate, tx: optax.GradientTransformation, *, lr: floa
         tx: What is done with their gradients.
         lr: Multiplies the rate of the enclosing `stages`; >= 0. Hyperparameter `NAME_lr` where it is not 1.
         decay: Multiplies its weight decay; >= 0. Hyperparameter `NAME_decay` where it is not 1.
+        may_be_empty: Whether no leaf may match; else that is an error.
     """
-    return Group(where, tx, lr, decay)
+    return Group(where, tx, lr, decay, may_be_empty)
 
 
 class GroupsState(NamedTuple):
@@ -67,7 +77,7 @@ def assign(params: PyTree, named: Mapping[str, Group], where: str = "optim.group
         return hits[0] if hits else str(catch_all)
 
     labels = jax.tree.map(one, select.leaves(params))
-    unused = [name for name in named if name not in used and name != catch_all]
+    unused = [name for name, g in named.items() if name not in used and name != catch_all and not g.may_be_empty]
     if unused and jax.tree.leaves(params):
         paths = [leaf.path for leaf in jax.tree.leaves(select.leaves(params))]
         shown = ", ".join(paths[:6]) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
@@ -87,7 +97,7 @@ def _lift(name: str, value: Any) -> Group:
     else:
         raise TypeError(f"{where} must be (predicate, transformation) or optim.group(...), got {value!r:.60}.")
     select.check(where, made.where)
-    return made._replace(tx=check("optim.groups", name, made.tx))
+    return made._replace(tx=stable(check("optim.groups", name, made.tx)))
 
 
 def groups(**named: Group | tuple[select.Predicate, optax.GradientTransformation]) -> Transformation:

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnn import tree
 from jaxnn.optim.compose import select
@@ -15,7 +16,7 @@ from jaxnn.typing import Array, PyTree, Schedule
 
 def full(x: Array) -> Array:
     """`x` in the precision in which updates are computed: float32 at least, complex where it is."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(np.promote_types(x.dtype, np.float32))
 
 
 def times(scalar: Array, x: Array) -> Array:

@@ -10,6 +10,7 @@ import optax
 
 from jaxnn import tree
 from jaxnn.optim.compose.measures import Metrics, Seen, check_choices, measure
+from jaxnn.optim.compose.stable import stable
 from jaxnn.optim.compose.transformation import Context, Transformation, apply_part, check
 from jaxnn.typing import PyTree
 
@@ -39,7 +40,7 @@ def stages(*, metrics: Sequence[str] = (), **named: optax.GradientTransformation
     where = "optim.stages"
     if not named:
         raise ValueError(f"{where}: no stage. Write optim.stages(adam=optim.adam_core(), lr=optim.scale_by_lr(1e-3)).")
-    parts = {name: check(where, name, tx) for name, tx in named.items()}
+    parts = {name: stable(check(where, name, tx)) for name, tx in named.items()}
     chosen = check_choices(where, metrics)
     last = [n for n, part in parts.items() if isinstance(part, Transformation) and part.facts.get("after_lr")]
     order = [name for name in parts if name not in last] + last

@@ -81,7 +81,7 @@ def test_it_knows_wrapped_stages_and_plain_optax():
 
 
 def test_an_init_that_cannot_be_traced_is_computed():
-    """Abstract init fails where an optimizer looks at its parameters' values (optax prodigy, dadapt, in older forms)."""
+    """Abstract init fails where an optimizer looks at its parameters' values (prodigy, D-Adaptation)."""
 
     def init(params):
         return {"norm": np.float32(float(optax.tree.norm(params))), "mu": jax.tree.map(jnp.zeros_like, params)}
