@@ -28,5 +28,7 @@ from jaxnn.runs.logs import MetricFile as MetricFile
 from jaxnn.runs.logs import TensorBoard as TensorBoard
 from jaxnn.runs.record import Record as Record
 from jaxnn.runs.record import read_record as read_record
+from jaxnn.runs.record import stored_params as stored_params
 from jaxnn.runs.summary import Section as Section
+from jaxnn.runs.summary import summary_page as summary_page
 from jaxnn.runs.summary import write_summary as write_summary

@@ -10,7 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxnn.runs.folder import CONFIG, ENVIRONMENT
+import jax
+import numpy as np
+
+from jaxnn.runs import stored
+from jaxnn.runs.folder import CHECKPOINTS, CONFIG, ENVIRONMENT
 from jaxnn.runs.logs import decode_row
 
 METRICS, TIMING, JOURNAL = "metrics.jsonl", "timing.jsonl", "journal.jsonl"
@@ -127,6 +131,22 @@ def read_record(path: Path) -> Record:
     config, environment = (_json(path / name, troubles) for name in (CONFIG, ENVIRONMENT))
     rows, timing, events = (list(_lines(path / name, troubles)) for name in (METRICS, TIMING, JOURNAL))
     return Record(path, config, environment, rows, timing, events, troubles)
+
+
+def stored_params(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a run's parameters by path, from its newest checkpoint; {} where none can be read."""
+    folder = path / CHECKPOINTS
+    for step in reversed(stored.steps(folder)):
+        try:
+            arrays = stored.read_json(stored.step_folder(folder, step), "manifest")["arrays"]
+            return {
+                name.removeprefix("params/"): jax.ShapeDtypeStruct(tuple(entry["shape"]), np.dtype(entry["dtype"]))
+                for name, entry in arrays.items()
+                if name.startswith("params/")
+            }
+        except (OSError, ValueError, KeyError, TypeError):  # damaged, or being removed: an older one says the same
+            continue
+    return {}
 
 
 def duration(seconds: float | None) -> str | None:

@@ -92,8 +92,9 @@ def _facts(record: Record, params: PyTree) -> dict[str, Any]:
         "outcome": record.outcome[0],
         "steps": record.steps_text,
         "wall time": duration(record.wall_s),
-        "parameters": tree.size(params),
     }
+    if count := tree.size(params):
+        facts["parameters"] = count
     if record.device is not None:
         facts["device"] = record.device
     last: dict[str, Any] = {}
@@ -189,6 +190,8 @@ def _parameters(page: Page, params: PyTree) -> None:
         shape, count = " x ".join(map(str, leaf.shape)) or "scalar", math.prod(leaf.shape)
         rows.append((path, shape, str(leaf.dtype), count, f"{100 * count / max(1, total):.1f} %"))
     rows.append((f"total of {len(leaves)} leaves", "", f"{tree.nbytes(params) / 1e6:,.3g} MB", total, "100 %"))
+    if not leaves:  # a run that has saved nothing
+        return
     page.heading("Parameters").table(rows, ("path", "shape", "dtype", "count", "share"))
 
 
