@@ -20,7 +20,7 @@ STEPS = 30
 @pytest.fixture(scope="module", autouse=True)
 def no_report():
     with pytest.MonkeyPatch.context() as patch:  # half a second a run
-        patch.setattr(sys.modules["jaxnn.train.fit"], "write_summary", lambda *_: None)
+        patch.setattr(sys.modules["jaxnn.train.fit"], "write_summary", lambda *_, **__: None)
         yield
 
 
