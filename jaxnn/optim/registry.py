@@ -9,10 +9,24 @@ from typing import NamedTuple
 import optax
 
 from jaxnn.optim.algorithms.adagrad import adagrad
-from jaxnn.optim.algorithms.adam import adam, adamw
+from jaxnn.optim.algorithms.adam import adam, adam_core, adamw
+from jaxnn.optim.algorithms.adam_variants import amsgrad, nadam, radam
+from jaxnn.optim.algorithms.ademamix import ademamix
+from jaxnn.optim.algorithms.layerwise import lamb, lars
+from jaxnn.optim.algorithms.lbfgs import lbfgs
 from jaxnn.optim.algorithms.lion import lion
+from jaxnn.optim.algorithms.mars import mars
+from jaxnn.optim.algorithms.prodigy import prodigy
 from jaxnn.optim.algorithms.rmsprop import rmsprop
+from jaxnn.optim.algorithms.schedule_free import schedule_free_adamw, schedule_free_radam, schedule_free_sgd
 from jaxnn.optim.algorithms.sgd import sgd
+from jaxnn.optim.compose.scaling import decay, scale_by_lr
+from jaxnn.optim.compose.select import ndim
+from jaxnn.optim.compose.stages import stages
+from jaxnn.optim.wrappers.averages import ema, lookahead, tail_average
+from jaxnn.optim.wrappers.cautious import cautious
+from jaxnn.optim.wrappers.hyperball import hyperball
+from jaxnn.optim.wrappers.sam import sam
 
 
 class Entry(NamedTuple):
@@ -38,4 +52,30 @@ OPTIMIZERS: dict[str, Entry] = {
     "adam": Entry(adam, 1e-2, "arXiv:1412.6980"),
     "adamw": Entry(adamw, 1e-2, "arXiv:1711.05101"),
     "lion": Entry(lion, 3e-3, "arXiv:2302.06675"),
+    "amsgrad": Entry(amsgrad, 1e-2, "arXiv:1904.09237"),
+    "nadam": Entry(nadam, 1e-2, "Dozat 2016"),
+    "radam": Entry(radam, 1e-2, "arXiv:1908.03265"),
+    "ademamix": Entry(ademamix, 3e-3, "arXiv:2409.03137"),
+    "prodigy": Entry(prodigy, 1.0, "arXiv:2306.06101"),
+    "lamb": Entry(lamb, 1e-2, "arXiv:1904.00962"),
+    "lars": Entry(lambda lr: lars(lr, trust=0.02), 0.1, "arXiv:1708.03888"),
+    "lbfgs": Entry(lambda lr: lbfgs(), 1.0, "Liu & Nocedal 1989", ("value", "value_fn")),
+    "mars": Entry(mars, 1e-2, "arXiv:2411.10438"),
+    "schedule_free_sgd": Entry(schedule_free_sgd, 1e-2, "arXiv:2405.15682"),
+    "schedule_free_adamw": Entry(schedule_free_adamw, 1e-2, "arXiv:2405.15682"),
+    "schedule_free_radam": Entry(schedule_free_radam, 1e-2, "arXiv:2405.15682"),
+    "sam": Entry(lambda lr: sam(adam(lr)), 1e-2, "arXiv:2010.01412", ("value_fn",)),
+    "asam": Entry(lambda lr: sam(adam(lr), 0.5, adaptive=True), 1e-2, "arXiv:2102.11600", ("value_fn",)),
+    "ema": Entry(lambda lr: ema(adam(lr)), 1e-2, "Polyak & Juditsky 1992"),
+    "tail_average": Entry(lambda lr: tail_average(adam(lr), 10), 1e-2, "arXiv:1803.05407"),
+    "lookahead": Entry(lambda lr: lookahead(adam(lr)), 1e-2, "arXiv:1907.08610"),
+    "cautious": Entry(lambda lr: stages(adam=cautious(adam_core()), lr=scale_by_lr(lr)), 1e-2, "arXiv:2411.16085"),
+    "cautious_decay": Entry(
+        lambda lr: stages(adam=adam_core(), decay=decay(0.1, cautious=True), lr=scale_by_lr(lr)),
+        1e-2,
+        "arXiv:2510.12402",
+    ),
+    "hyperball": Entry(
+        lambda lr: stages(adam=adam_core(), lr=scale_by_lr(lr), ball=hyperball(ndim(2))), 1e-2, "arXiv:2606.16899"
+    ),
 }

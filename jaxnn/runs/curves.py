@@ -20,14 +20,18 @@ Line = tuple[np.ndarray, np.ndarray]
 
 
 def series(rows: Iterable[Mapping[str, Any]], x: str = "step") -> dict[str, Line]:
-    """(xs, values) by name, in order of first appearance; `x` is the rows' key of the horizontal axis."""
+    """(xs, values) by name, in order of first appearance; `x` is the rows' key of the horizontal axis.
+
+    The values of a population's members (`loss@3`) are left out: `loss` is the best one's, and a run of one member has
+    its own.
+    """
     held: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:
         at = row.get(x)
         if not isinstance(at, int | float):
             continue
         for name, value in row.items():
-            if name not in NOT_VALUES and isinstance(value, int | float):
+            if name not in NOT_VALUES and "@" not in name and isinstance(value, int | float):
                 xs, values = held.setdefault(name, ([], []))
                 xs.append(at)
                 values.append(value)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxnn import data, parallel
+from jaxnn import data, optim, parallel
 from jaxnn.core import State, Task
 from jaxnn.core.state import abstract
 from jaxnn.core.step import make_value_fn
@@ -33,6 +33,11 @@ def _placed(state: State, strategy: Strategy | None) -> tuple[Strategy, State]:
         return strategy or there, state
     params, model_state, key = strategy.put_state((state.params, state.model_state, state.key))
     return strategy, state._replace(params=params, model_state=model_state, key=key)
+
+
+def judged(state: State) -> State:
+    """The state with the parameters to evaluate, where the optimizer keeps others than it trains (`optim.ema`)."""
+    return state._replace(params=optim.eval_params(state.opt_state, state.params))
 
 
 class _Program(NamedTuple):
@@ -78,7 +83,7 @@ def evaluate(
 
     Args:
         task: What was learned.
-        state: A run's state.
+        state: A run's state; where its optimizer averages parameters, the average is evaluated.
         source: The data.
         batch_size: Global examples a program run; only speed and memory depend on it.
         strategy: By default data parallelism over the devices that hold the state.
@@ -87,6 +92,7 @@ def evaluate(
         ValueError: If the data does not fit the task.
     """
     checks.evaluation_arguments("train.evaluate", task, state, source, batch_size, strategy)
+    state = judged(state)
     strategy, state = _placed(state, strategy)
     totals: dict[str, Mean] = {}
     flying: deque[Any] = deque()
@@ -124,6 +130,7 @@ def predict(task: Task, state: State, x: Any, *, batch_size: int = 256, strategy
     """
     source = x if hasattr(x, "take") and hasattr(x, "resident") else data.Arrays(x)
     checks.evaluation_arguments("train.predict", task, state, source, batch_size, strategy)
+    state = judged(state)
     strategy, state = _placed(state, strategy)
     program = _map_program(task, strategy)
     parts: list[PyTree] = []

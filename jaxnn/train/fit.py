@@ -10,6 +10,7 @@ import optax
 from jaxnn import bench, optim
 from jaxnn.core import Task
 from jaxnn.runs import write_summary
+from jaxnn.train import population as populations
 from jaxnn.train.hooks import Hook
 from jaxnn.train.prepare import Prepared, prepare
 from jaxnn.train.profile import Profile
@@ -163,7 +164,8 @@ def _run(job: Prepared, resume: bool) -> Run:
             measured = bench.peaks(seconds=1.0)
             values = {peak.name: peak.value for peak in measured.by_name.values()}
             folder.journal.append("peaks", at, device=measured.device, **values)
-        write_summary(folder, run.state.params)
+        sections = [] if job.population is None else [populations.section(job.population, run.history)]
+        write_summary(folder, run.state.params, sections=sections)
     if signals.received is not None:
         how = (
             f" Saved at step {at} in {folder.path}; go on with resume=True (--resume)."

@@ -14,12 +14,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnn import metrics
+from jaxnn import metrics, optim
 from jaxnn.core import State, Task
 from jaxnn.core.state import abstract
 from jaxnn.core.step import make_value_fn
 from jaxnn.data import host_batch, order
 from jaxnn.optim.population import Population
+from jaxnn.report import curve
+from jaxnn.runs import Section
 from jaxnn.train.windows import Windows
 from jaxnn.typing import Mean, Source, Strategy
 
@@ -74,10 +76,11 @@ def evaluate(task: Task, state: State, source: Source, *, batch_size: int, strat
     """The objective and the task's scalar metrics of every member over all of `source`, as a row holds them."""
     n = len(source)
     size = min(batch_size, n)
+    params = jax.vmap(optim.eval_params)(state.opt_state, state.params)
     totals: dict[str, list[np.ndarray]] = {}
     for first in range(order.steps_per_epoch(n, size)):
         batch = host_batch(source, order.examples(0, first, 1, n=n, batch_size=size, shuffle=False)[0])
-        sums = _sums_program(task)(state.params, state.model_state, strategy.put_batch(batch), state.key)
+        sums = _sums_program(task)(params, state.model_state, strategy.put_batch(batch), state.key)
         for name, mean in jax.device_get(sums).items():
             if np.ndim(mean.sum) == 1:
                 held = totals.setdefault(name, [np.zeros(1), np.zeros(1)])
@@ -176,3 +179,26 @@ def history_of(history: list[dict[str, Any]], index: int) -> list[dict[str, Any]
         | ({"partial": True} if row.get("partial") else {})
         for row in history
     ]
+
+
+def section(population: Population, history: list[dict[str, Any]]) -> Section:
+    """A report's section: every member's loss over the steps, and a table of hyperparameters and last values, best
+    first."""
+    name = "val_loss" if any("val_loss" in row for row in history) else "loss"
+    rows = {i: history_of(history, i) for i in range(len(population))}
+    lines = {i: [(row["step"], row[name]) for row in rows[i] if name in row] for i in rows}
+    last = {i: points[-1][1] if points else math.nan for i, points in lines.items()}
+    ranked = sorted(last, key=lambda i: (not math.isfinite(last[i]), last[i]))
+    shown = ranked[:8]  # as many as there are colours
+    finite = [v for i in shown for _, v in lines[i] if math.isfinite(v) and v > 0]
+    figure = curve(
+        {population.label(i): [step for step, _ in lines[i]] for i in shown},
+        {population.label(i): [value for _, value in lines[i]] for i in shown},
+        f"{name.replace('_', ' ')} of the {len(shown)} best members",
+        "step",
+        logy=bool(finite) and max(finite) > 20 * min(finite),
+    )
+    names = list(dict.fromkeys(key for row in rows[ranked[0]] for key in row if metrics.better(key)))
+    final = {i: {key: row[key] for row in rows[i] for key in names if key in row} for i in ranked}
+    table = [[i, *population[i].values(), *(final[i].get(key) for key in names)] for i in ranked]
+    return Section("Members", table, ["member", *population.values, *names], "", figure)

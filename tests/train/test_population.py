@@ -87,6 +87,9 @@ def test_a_population_resumes_to_the_byte(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, whole.state, again.state)
     rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert any("loss@3" in row for row in rows)
+    page = (tmp_path / "whole" / "report.html").read_text()
+    assert "Members" in page
+    assert "of the 4 best members" in page
     with pytest.raises(ValueError, match="population"):
         fit(tx(), out=tmp_path / "parts", resume=True, steps=40, population=optim.members(lr=RATES[::-1]))
 

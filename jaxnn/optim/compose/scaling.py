@@ -121,7 +121,11 @@ class DecayState(NamedTuple):
 
 
 def decay(
-    weight_decay: float | Schedule, *, where: select.Predicate = select.everything, coupling: Coupling = "lr"
+    weight_decay: float | Schedule,
+    *,
+    where: select.Predicate = select.everything,
+    coupling: Coupling = "lr",
+    cautious: bool = False,
 ) -> Transformation:
     """Decoupled weight decay, with what it is multiplied by said aloud.
 
@@ -138,6 +142,7 @@ def decay(
         weight_decay: Strength; >= 0. Hyperparameter `weight_decay`.
         where: Which parameters decay.
         coupling: See above.
+        cautious: Decay only the elements that the update shrinks anyway (Chen et al. 2025, arXiv:2510.12402).
 
     Raises:
         ValueError: If the strength is negative or the coupling unknown; at trace time, if "schedule" finds no rate.
@@ -168,7 +173,12 @@ def decay(
         sign = 1 if coupling == "lr" else -1
 
         def one(leaf: select.Leaf, u: Array, p: Array, m: Any = 1.0) -> Array:
-            return u + times(sign * amount * m, full(p)).astype(u.dtype) if where(leaf) else u
+            if not where(leaf):
+                return u
+            shrunk = times(sign * amount * m, full(p)).astype(u.dtype)
+            if cautious:
+                shrunk = jnp.where((sign * u * jnp.conj(full(p)).astype(u.dtype)).real > 0, shrunk, 0)
+            return u + shrunk
 
         rest = () if multipliers is None else (multipliers,)
         return jax.tree.map(one, select.leaves(params), updates, params, *rest), DecayState(hypers)

@@ -1,0 +1,87 @@
+"""MARS: gradients corrected by their change before any other optimizer sees them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxnn.optim.algorithms.adam import adam_core
+from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
+from jaxnn.optim.compose.select import Predicate, everything
+from jaxnn.optim.compose.stages import stages
+from jaxnn.optim.compose.transformation import Transformation, check
+from jaxnn.optim.hyper import NONNEGATIVE, POSITIVE, Hyperparameters, Hypers
+from jaxnn.typing import Array, Params, PyTree, Schedule
+
+
+class MarsState(NamedTuple):
+    """The last gradients, float32, and the inner optimizer's state."""
+
+    hyper: Hypers
+    last: Params
+    inner: PyTree
+
+
+def mars_core(
+    tx: optax.GradientTransformation,
+    gamma: float | Schedule = 0.025,
+    b1: float | Schedule = 0.95,
+    max_norm: float | Schedule = 1.0,
+) -> Transformation:
+    """Any optimizer on variance-reduced gradients; `gamma` 0 leaves it as it is, but for the clip.
+
+    c <- g + gamma b1 / (1 - b1) (g - g_last), g itself at the first update
+    c <- c min(1, max_norm / ||c||), leaf by leaf
+
+    The approximate form: g_last is the last batch's gradient, and costs no second pass.
+
+    Args:
+        tx: What is given c; with `b1` as its momentum's decay rate.
+        gamma: Strength; >= 0.
+        b1: See above.
+        max_norm: Bound of a leaf's corrected gradient; > 0.
+
+    Raises:
+        ValueError: If a hyperparameter is out of range.
+
+    Source:
+        Yuan et al. 2024, arXiv:2411.10438, Algorithms 1 and 2.
+    """
+    inner = check("optim.mars", "tx", tx)
+    domains = {"gamma": NONNEGATIVE, "max_norm": POSITIVE}
+    hyper = Hyperparameters("optim.mars", domains=domains, gamma=gamma, b1=b1, max_norm=max_norm)
+
+    def init(params: Params) -> MarsState:
+        return MarsState(hyper.init(), jax.tree.map(lambda p: jnp.zeros_like(full(p)), params), inner.init(params))
+
+    def update(grads: PyTree, state: MarsState, params: PyTree = None, **extra: Any) -> tuple[PyTree, MarsState]:
+        h, hypers = hyper.at(state.hyper)
+        grads = jax.tree.map(full, grads)
+        strength = jnp.where(h.count > 1, h.gamma * h.b1 / (1 - h.b1), 0)
+
+        def corrected(g: Array, last: Array) -> Array:
+            c = g + times(strength, g - last)
+            norm = jnp.sqrt(jnp.vdot(c, c).real).astype(jnp.float32)
+            return times(h.max_norm / jnp.maximum(norm, h.max_norm), c)
+
+        updates, new = inner.update(jax.tree.map(corrected, grads, state.last), state.inner, params, **extra)
+        return updates, MarsState(hypers, grads, new)
+
+    return Transformation(init, update, name="mars", parts={"inner": inner}, hyper=hyper)
+
+
+def mars(
+    lr: float | Schedule,
+    b1: float = 0.95,
+    b2: float | Schedule = 0.99,
+    eps: float | Schedule = 1e-8,
+    weight_decay: float | Schedule = 0.0,
+    gamma: float | Schedule = 0.025,
+    *,
+    where: Predicate = everything,
+    metrics: tuple[str, ...] = ("lr",),
+) -> Transformation:
+    """MARS-AdamW, ready to train with; decay coupled to the rate. See `mars_core`."""
+    core = mars_core(adam_core(b1, b2, eps), gamma, b1)
+    return stages(mars=core, decay=decay(weight_decay, where=where), lr=scale_by_lr(lr), metrics=metrics)

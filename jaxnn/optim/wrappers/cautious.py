@@ -1,0 +1,51 @@
+"""Cautious updates: only where the direction agrees with the gradient."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxnn.optim.compose.scaling import full, times
+from jaxnn.optim.compose.transformation import Transformation, check
+from jaxnn.typing import Array, Params, PyTree
+
+
+class CautiousState(NamedTuple):
+    """The inner optimizer's state."""
+
+    inner: PyTree
+
+
+def cautious(tx: optax.GradientTransformation) -> Transformation:
+    """Any direction, where it agrees in sign with the gradient, scaled up for what is left out.
+
+    u <- u m / max(mean(m), 1e-3),  m = (u g > 0), the mean over a leaf
+
+    Put it around a core, before decay and rate: `stages(adam=cautious(adam_core()), ...)`.
+
+    Args:
+        tx: A core: its updates point up the gradient.
+
+    Source:
+        Liang et al. 2024, arXiv:2411.16085, Algorithm 1.
+    """
+    inner = check("optim.cautious", "tx", tx)
+
+    def init(params: Params) -> CautiousState:
+        return CautiousState(inner.init(params))
+
+    def update(
+        grads: PyTree, state: CautiousState, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, CautiousState]:
+        updates, new = inner.update(grads, state.inner, params, **extra)
+
+        def kept(u: Array, g: Array) -> Array:
+            if not u.size:
+                return u
+            mask = ((u * full(jnp.conj(g)).astype(u.dtype)).real > 0).astype(jnp.float32)
+            return times(1 / jnp.maximum(jnp.mean(mask), 1e-3), u * mask.astype(u.dtype))
+
+        return jax.tree.map(kept, updates, grads), CautiousState(new)
+
+    return Transformation(init, update, name="cautious", parts={"inner": inner})

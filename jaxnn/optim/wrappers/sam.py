@@ -1,0 +1,69 @@
+"""Sharpness-aware minimization: the gradient is taken where the loss is worst nearby."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxnn import tree
+from jaxnn.optim.compose.scaling import full, times
+from jaxnn.optim.compose.transformation import Transformation, check
+from jaxnn.optim.hyper import NONNEGATIVE, Hyperparameters, Hypers
+from jaxnn.typing import Array, Params, PyTree, Schedule
+
+
+class SAMState(NamedTuple):
+    """The neighbourhood's radius, and the inner optimizer's state."""
+
+    hyper: Hypers
+    inner: PyTree
+
+
+def sam(tx: optax.GradientTransformation, rho: float | Schedule = 0.05, *, adaptive: bool = False) -> Transformation:
+    """Any optimizer on the gradient at x + e, the worst point within `rho` to first order.
+
+    e = rho g / ||g||;  adaptive (ASAM): e = rho x^2 g / ||x g||, elementwise
+
+    A second pass over the batch, by the `value_fn` that `fit` and `make_train_step` give.
+
+    Args:
+        tx: The whole optimizer, or a core.
+        rho: Radius, >= 0; ASAM's is some ten times larger.
+        adaptive: ASAM, which does not change when a layer is scaled.
+
+    Raises:
+        ValueError: At trace time, if `value_fn` or the parameters are missing.
+
+    Source:
+        Foret et al. 2021, arXiv:2010.01412, Algorithm 1; Kwon et al. 2021, arXiv:2102.11600, Algorithm 1.
+    """
+    inner = check("optim.sam", "tx", tx)
+    hyper = Hyperparameters("optim.sam", domains={"rho": NONNEGATIVE}, rho=rho)
+
+    def init(params: Params) -> SAMState:
+        return SAMState(hyper.init(), inner.init(params))
+
+    def update(
+        grads: PyTree, state: SAMState, params: PyTree = None, *, value_fn: Any = None, **extra: Any
+    ) -> tuple[PyTree, SAMState]:
+        if params is None or value_fn is None:
+            raise ValueError(
+                "optim.sam: update needs the parameters and the objective: "
+                "tx.update(grads, state, params, value_fn=params_to_loss)."
+            )
+        h, hypers = hyper.at(state.hyper)
+        grads = jax.tree.map(full, grads)
+        scaled = jax.tree.map(lambda g, p: g * jnp.abs(full(p)), grads, params) if adaptive else grads
+        factor = h.rho / jnp.maximum(tree.global_norm(scaled), jnp.finfo(jnp.float32).tiny)
+
+        def worst(p: Array, g: Array) -> Array:
+            step = times(factor, g * jnp.square(jnp.abs(full(p))) if adaptive else g)
+            return (full(p) + step).astype(p.dtype)
+
+        there = jax.grad(lambda p: jnp.real(value_fn(p)))(jax.tree.map(worst, params, grads))
+        passed = {name: value for name, value in extra.items() if name != "grad"}
+        updates, new = inner.update(there, state.inner, params, value_fn=value_fn, grad=there, **passed)
+        return updates, SAMState(hypers, new)
+
+    return Transformation(init, update, name="sam", parts={"inner": inner}, hyper=hyper)
