@@ -48,7 +48,9 @@ def percent(ratio: float, interval: Interval) -> str:
 
 
 def amount(value: float, unit: str, base: int = 1000) -> str:
-    """`1.38 GF`, `23.1 MB`: a count with a prefix."""
+    """`1.38 GF`, `23.1 MB`: a count with a prefix; "?" where there is none."""
+    if not math.isfinite(value):
+        return "?"
     prefixes = ("", "k", "M", "G", "T", "P") if base == 1000 else ("", "Ki", "Mi", "Gi", "Ti", "Pi")
     index = 0
     while abs(value) >= base and index < len(prefixes) - 1:

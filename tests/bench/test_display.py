@@ -8,6 +8,7 @@ import pytest
 
 from jaxnn import bench
 from jaxnn.bench import display
+from jaxnn.bench.probes import Peak
 from jaxnn.bench.statistics import Interval
 
 
@@ -47,7 +48,9 @@ def test_colour_on_a_terminal_only(monkeypatch):
 def test_every_result_is_a_block_in_a_notebook(dial, measurement):
     sweep = bench.sweep("dial", lambda n: dial("", n), {"n": [5, 10]}, max_seconds=0.0)
     comparison = bench.compare({"base": dial("a<b", 5), "head": dial("b", 5)}, max_seconds=0.0, block_s=1e-3)
-    peaks = bench.Peaks("1 x cpu", {})
+    unsure = Peak("copy", 9.25e9, Interval(-math.inf, math.inf), "B")
+    assert str(unsure) == "copy               9.25 GB/s [?, ?]"
+    peaks = bench.Peaks("1 x cpu", {"copy": unsure})
     explanation = bench.explain(jnp.sin, jnp.ones(3))
     for result in (measurement, comparison, sweep, peaks, explanation):
         html = result._repr_html_()
@@ -72,3 +75,4 @@ def test_what_is_unknown_is_a_question_mark():
     assert display.percent(1.0, Interval(0.0, math.inf)) == "+0.0% [?, ?]"
     assert display.amount(1.38e9, "F") == "1.38 GF"
     assert display.amount(256 << 10, "B", 1024) == "256 KiB"
+    assert display.amount(math.inf, "B") == "?"
