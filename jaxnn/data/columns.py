@@ -19,6 +19,7 @@ _LIMIT = float(np.finfo(np.float32).max)
 _INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 _DRESSED = re.compile(r"[\s$€£¥%'’_,.]")
 _GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", re.ASCII)
+_DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([ T].*)?", re.ASCII)
 _COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 
 
@@ -243,6 +244,8 @@ def _advice(texts: Sequence[str], form: CSVFormat) -> str:
         return "For thousands that a comma parts, write format=data.CSVFormat(thousands=',')"
     if all(_COMMA.fullmatch(t) for t in texts) and form.decimal == ".":
         return "For a decimal comma, write format=data.CSVFormat(decimal=',')"
+    if all(_DATE.fullmatch(t) for t in texts):
+        return "They look like dates: write them as numbers (years, months, days since the first), or leave them out"
     if sum(_DRESSED.sub("", t).lstrip("+-").isdecimal() for t in texts) > len(texts) / 2:
         return "They look like numbers: take the signs out of the file"
     return ""
@@ -297,10 +300,10 @@ def refuse_holes(cells: Cells, read: Reading, columns: Mapping[str, int], hint: 
         cell = cells.columns[position]
         rows = [i for i, text in enumerate(cell) if read.form.is_hole(text)]
         if rows:
-            names.append(name)
+            names.append(f"{name!r} {len(rows)}")
             found += _at(cells, name, rows)
     if found:
-        inside = f" in {len(names)} columns" if len(names) > 1 else ""
+        inside = f" in {len(names)} columns ({listed(names)})" if len(names) > 1 else ""
         raise ValueError(
             f"{read.where}: {counted(len(found), 'value is', 'values are')} missing{inside}: {listed(found)}. Tried: a "
             f"value in every cell. {hint}"

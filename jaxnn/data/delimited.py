@@ -31,8 +31,8 @@ class CSVFormat:
     """How a CSV file writes things down; the defaults read most files.
 
     Attributes:
-        delimiter: What parts the cells; None for whichever of comma, semicolon, tab and bar gives every line the same
-            number of cells.
+        delimiter: What parts the cells; None for whichever of comma, semicolon, tab and bar gives the most lines the
+            same number of cells, else for spaces where they give it every line.
         header: Whether the first line holds the columns' names; None for yes unless a number is among them. Without
             names the columns are "column_1", "column_2", ...
         decimal: The decimal mark, "." or ",".
@@ -102,7 +102,8 @@ class Cells(NamedTuple):
 
     Attributes:
         path: Where it lies.
-        names: Of the columns.
+        names: Of the columns; "column_3" for the third where it has none.
+        nameless: Those of them that the first line should name and does not.
         named: Whether the file itself names them.
         lines: The line in the file on which each row begins, counted from 1.
         columns: Cells by column, then by row, without spaces around them.
@@ -110,6 +111,7 @@ class Cells(NamedTuple):
 
     path: Path
     names: list[str]
+    nameless: list[str]
     named: bool
     lines: list[int]
     columns: list[list[str]]
@@ -198,7 +200,10 @@ def _delimiter(text: str, form: CSVFormat) -> str:
         width, times = max(counts.items(), key=lambda item: (item[0] > 1, item[1]), default=(1, 0))
         if width > 1:
             scores[delimiter] = (times / len(lines), width)
-    return max(scores, key=lambda d: scores[d]) if scores else ","
+    if scores:
+        return max(scores, key=lambda d: scores[d])
+    widths = {len(line.split()) for line in lines}
+    return " " if len(widths) == 1 and widths != {1} else ","
 
 
 def _records(where: str, path: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
@@ -231,7 +236,7 @@ def read_cells(path: str | os.PathLike[str], form: CSVFormat, where: str = "data
 
     Raises:
         ValueError: If the file cannot be read, is no text in its encoding, is empty, has no row below its names, rows
-            differ in length, or a name is missing or there twice.
+            differ in length, or a name is there twice.
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(
@@ -257,20 +262,19 @@ def read_cells(path: str | os.PathLike[str], form: CSVFormat, where: str = "data
             f"header={form.header}. Give a file with rows, or format=data.CSVFormat(header=False)."
         )
     if ragged := [f"line {at} has {len(cells)}" for at, cells in rows if len(cells) != len(names)]:
+        alike = len({len(cells) for _, cells in rows}) == 1
+        advice = f"If line {line} is a title or a comment, take it out; else fill" if alike else "Fill"
         raise ValueError(
             f"{name}: {counted(len(ragged), 'row has', 'rows have')} another number of cells than line {line}, which "
-            f"has {len(names)}: {listed(ragged)}. Tried: {delimiter!r} between cells. Fill the rows up, put cells that "
-            f"hold {delimiter!r} in quotes, or give format=data.CSVFormat(delimiter=...)."
+            f"has {len(names)}: {listed(ragged)}. Tried: {delimiter!r} between cells. {advice} the rows up, put cells "
+            f"that hold {delimiter!r} in quotes, or give format=data.CSVFormat(delimiter=...)."
         )
-    if nameless := [str(i + 1) for i, n in enumerate(names) if not n]:
-        raise ValueError(
-            f"{name}: {counted(len(nameless), 'column has', 'columns have')} no name on line {line}: number "
-            f"{listed(nameless)}. Tried: names from that line. Name them, or take them out (a nameless first column is "
-            "often a row number that another program added, a last one a delimiter at the end of each line)."
-        )
+    nameless = [f"column_{i + 1}" for i, n in enumerate(names) if not n]
+    names = [n or f"column_{i + 1}" for i, n in enumerate(names)]
     if twice := [f"{n!r} {k} times" for n, k in Counter(names).items() if k > 1]:
         raise ValueError(
             f"{name}: line {line} names columns twice: {listed(twice)}. Tried: names from that line. Give each column "
             "a name of its own, or format=data.CSVFormat(header=False) where that line is none of names."
         )
-    return Cells(path, names, header, [at for at, _ in rows], [list(c) for c in zip(*(cells for _, cells in rows))])
+    columns = [list(c) for c in zip(*(cells for _, cells in rows))]
+    return Cells(path, names, nameless, header, [at for at, _ in rows], columns)

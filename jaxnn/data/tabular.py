@@ -107,8 +107,15 @@ class CSV:
         _check_settings(missing, categories, most_categories, text)
         cells = read_cells(path, form)
         where = f"data.CSV: {str(cells.path)!r}"
-        wanted = [find(where, "target", t, cells.names, cells.named) for t in _names(where, "target", target)]
         left_out = {find(where, "ignore", t, cells.names, cells.named) for t in _names(where, "ignore", ignore)}
+        if nameless := [name for name in cells.nameless if name not in left_out]:
+            raise ValueError(
+                f"{where}: {counted(len(nameless), 'column has', 'columns have')} no name on the first line: "
+                f"{listed([repr(n) for n in nameless])}. Tried: names from that line. Name them there, or leave them "
+                f"out: ignore={nameless}. (A nameless first column is often a row number that another program added, a "
+                "last one a delimiter at the end of each line.)"
+            )
+        wanted = [find(where, "target", t, cells.names, cells.named) for t in _names(where, "target", target)]
         texts = tuple(find(where, "text", t, cells.names, cells.named) for t in _names(where, "text", text))
         if both := sorted(left_out.intersection(wanted)):
             raise ValueError(f"{where}: column {both[0]!r} is the target and ignored. Take it out of one.")

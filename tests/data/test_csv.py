@@ -99,6 +99,13 @@ def test_codes_for_embeddings(write):
     assert sorted(only.arrays) == ["codes", "y"]
 
 
+def test_a_column_without_a_name_may_be_left_out(write):
+    path = write(",x,y\n0,5,1\n1,6,2\n")
+    table = data.CSV(path, "y", ignore=["column_1"])
+    assert table.inputs == ["x"]
+    assert len(table.read(path)) == 2
+
+
 def test_columns_left_out_and_columns_of_text(write):
     path = write("id,zip,x,y\n7,0150,1,2\n8,0151,2,3\n")
     table = data.CSV(path, "y", ignore=["id"], text=["zip"])
@@ -121,6 +128,7 @@ def test_columns_left_out_and_columns_of_text(write):
         ("a\tb\r\n1.5\t2\r\n-300\t4\r\n", "utf-8", {}),
         ("a|b\n1.5|2\n\n-300|4", "utf-8", {}),
         ("a,b\n1.5,2\n-300,4\n", "utf-8-sig", {}),
+        ("a    b\n1.5  2\n-300 4\n", "utf-8", {}),
         ("a,b\n1.5,2\n-300,4\n", "utf-16", {"encoding": "utf-16"}),
         ('"a", "b"\n "1.5", "2"\n-300 ,4\n', "utf-8", {}),
         ("a;b\n1,5;2\n-300;4\n", "utf-8", {"decimal": ","}),
@@ -173,7 +181,8 @@ HOLES = "age,town,y\n10,Oslo,1\n,Oslo,2\nNA,?,3\n20,Rome,4\n"
 
 def test_missing_values_are_refused_by_default_all_at_once(write):
     said = (
-        r"^data\.CSV: '.*t\.csv': 3 values are missing in 2 columns: line 3, column 'age': ''; line 4, column 'age': "
+        r"^data\.CSV: '.*t\.csv': 3 values are missing in 2 columns \('age' 2; 'town' 1\): "
+        r"line 3, column 'age': ''; line 4, column 'age': "
         r"'NA'; line 4, column 'town': '\?'\. Tried: a value in every cell\. Fill them; or pass missing='mean'"
     )
     with pytest.raises(ValueError, match=said):
@@ -323,7 +332,13 @@ REFUSED = {
         r"and 1 more\. Tried: ',' between cells",
     ),
     "twice": ("a,b,a\n1,2,3\n", {"target": "b"}, r"line 1 names columns twice: 'a' 2 times\. Tried"),
-    "nameless": (",b,c\n1,2,3\n", {"target": "c"}, r"1 column has no name on line 1: number 1\. .*row number that"),
+    "nameless": (
+        ",b,c,\n1,2,3,\n",
+        {"target": "c"},
+        r"2 columns have no name on the first line: 'column_1'; 'column_4'\. .*ignore=\['column_1', 'column_4'\]",
+    ),
+    "title": ("My table\na,b\n1,2\n3,4\n", {"target": "b"}, r"line 2 has 2; .*If line 1 is a title or a comment, take"),
+    "dates": ("a,b\n2020-01-31,2\n2020-02-01,3\n", {"target": "b"}, r"2 values are no number .*They look like dates: "),
     "mixed": (
         "a,b,c\n1,2,1\nabc,3,2\n4,x,3\n5,y,4\n",
         {"target": "c"},
