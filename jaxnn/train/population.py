@@ -22,7 +22,6 @@ from jaxnn.data import host_batch, order
 from jaxnn.optim.population import Population
 from jaxnn.report import curve
 from jaxnn.runs import Section
-from jaxnn.train.windows import Windows
 from jaxnn.typing import Mean, Source, Strategy
 
 # What of a state is one a member; data order, seed and position are shared.
@@ -104,7 +103,8 @@ def columns(name: str, values: list[Any]) -> dict[str, Any]:
 
 
 class PopulationWindows:
-    """`Windows` for every member, their rows merged; takes sums with leaves [k, members].
+    """`Windows` of all members at once: sums with leaves [k, members] become rows, every member's in float64 and in
+    order.
 
     Args:
         count: Members.
@@ -114,60 +114,79 @@ class PopulationWindows:
     """
 
     def __init__(self, count: int, every: int, epoch: int, finish: Callable[[str, Mean], Any]):
-        self._each = [Windows(every, epoch, finish) for _ in range(count)]
-        self._told: set[int] = set()  # members whose first value that is not finite was reported
-
-    @property
-    def step(self) -> int:
-        """The data step up to which sums were taken in."""
-        return self._each[0].step
+        self.count, self.every, self.epoch, self.finish = count, every, epoch, finish
+        self._sums: dict[str, np.ndarray] = {}  # name -> [2, members]: sum and weight
+        self._bad: dict[int, int] = {}  # member -> its first step that was not finite
+        self._told: set[int] = set()  # members of whom a row has said so
+        self.step = 0
 
     @property
     def pending(self) -> bool:
         """Whether steps were taken in since the last row."""
-        return self._each[0].pending
-
-    def _of(self, sums: Mapping[str, Mean], index: int) -> dict[str, Mean]:
-        return {name: Mean(np.asarray(m.sum)[:, index], np.asarray(m.weight)[:, index]) for name, m in sums.items()}
+        return bool(self._sums)
 
     def add(self, first: int, sums: Mapping[str, Mean]) -> list[dict[str, Any]]:
         """Takes in the steps from data step `first` on; gives the rows they complete."""
-        rows = [windows.add(first, self._of(sums, i)) for i, windows in enumerate(self._each)]
-        return [self._merged(list(parts)) for parts in zip(*rows, strict=True)]
+        both = {name: np.stack([np.asarray(part, np.float64) for part in mean], axis=1) for name, mean in sums.items()}
+        self._watch(first, sums)
+        count = len(next(iter(both.values())))
+        rows, start = [], 0
+        while start < count:
+            stop = min(count, start + self.every - (first + start) % self.every)
+            for name, parts in both.items():
+                held = self._sums.get(name, np.zeros((2, self.count)))
+                self._sums[name] = np.cumsum(np.concatenate([held[None], parts[start:stop]]), axis=0)[-1]
+            self.step = first + stop
+            start = stop
+            if self.step % self.every == 0:
+                rows.append(self.flush())
+        return rows
+
+    def _watch(self, first: int, sums: Mapping[str, Mean]) -> None:
+        for name in ("loss", "grad_norm"):
+            if name in sums:
+                bad = ~np.isfinite(np.asarray(sums[name].sum))
+                for i in np.flatnonzero(bad.any(axis=0)).tolist():
+                    step = first + int(np.argmax(bad[:, i])) + 1
+                    self._bad[i] = min(step, self._bad.get(i, step))
 
     def flush(self) -> dict[str, Any]:
         """The row of what was taken in since the last one."""
-        return self._merged([windows.flush() for windows in self._each])
+        row: dict[str, Any] = {"step": self.step, "epoch": round(self.step / self.epoch, 6)}
+        for name, (totals, weights) in self._sums.items():
+            row |= columns(name, [self.finish(name, Mean(a, b)) for a, b in zip(totals.tolist(), weights.tolist())])
+        self._sums = {}
+        bad = {i: step for i, step in self._bad.items() if step <= self.step}
+        row |= {f"nonfinite_step@{i}": step for i, step in sorted(bad.items()) if i not in self._told}
+        self._told |= bad.keys()
+        if len(bad) == self.count:
+            row |= {"nonfinite_step": max(bad.values()), "nonfinite_name": "loss of every member"}
+        return row
 
     def first_values(self, sums: Mapping[str, Mean]) -> dict[str, Any]:
         """The values of the first of some steps."""
         found: dict[str, Any] = {}
-        for name in sums:
-            values = [w.first_values(self._of(sums, i))[name] for i, w in enumerate(self._each)]
-            found |= {k: v for k, v in columns(name, values).items() if "@" not in k}
+        for name, mean in sums.items():
+            values = [
+                self.finish(name, Mean(a, b)) for a, b in zip(np.asarray(mean.sum)[0], np.asarray(mean.weight)[0])
+            ]
+            found |= {key: value for key, value in columns(name, values).items() if "@" not in key}
         return found
-
-    def _merged(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
-        row = {"step": parts[0]["step"], "epoch": parts[0]["epoch"]}
-        for name in parts[0]:
-            if name not in row and not name.startswith("nonfinite"):
-                row |= columns(name, [part[name] for part in parts])
-        bad = {i: part for i, part in enumerate(parts) if "nonfinite_step" in part}
-        row |= {f"nonfinite_step@{i}": part["nonfinite_step"] for i, part in bad.items() if i not in self._told}
-        self._told |= bad.keys()
-        if len(bad) == len(parts):
-            row |= {"nonfinite_step": parts[0]["nonfinite_step"], "nonfinite_name": parts[0]["nonfinite_name"]}
-        return row
 
     def memory(self) -> dict[str, Any]:
         """The unfinished row, as JSON."""
-        return {"each": [windows.memory() for windows in self._each], "told": sorted(self._told)}
+        return {
+            "sums": {name: parts.tolist() for name, parts in self._sums.items()},
+            "step": self.step,
+            "bad": sorted(self._bad.items()),
+            "told": sorted(self._told),
+        }
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Goes on from `memory`."""
-        for windows, own in zip(self._each, memory["each"], strict=True):
-            windows.recall(own)
-        self._told = set(memory["told"])
+        self._sums = {name: np.asarray(parts) for name, parts in memory["sums"].items()}
+        self.step, self._told = memory["step"], set(memory["told"])
+        self._bad = dict(memory["bad"])
 
 
 def history_of(history: list[dict[str, Any]], index: int) -> list[dict[str, Any]]:
