@@ -118,8 +118,8 @@ def compare(name: str, features: tuple[int, ...], batch: int, steps: int, rounds
 
 
 def verdict(extra_us: float, base_us: float) -> str:
-    """Where an overhead stands, both in microseconds a step: against the bounds in microseconds where the step is short,
-    and against the shares where it is not."""
+    """Where an overhead stands (microseconds a step): by the bounds in microseconds where the step itself is short, by
+    the shares where it is not."""
     if base_us < 2000:
         value, must, goal, unit = extra_us, MUST_US, GOAL_US, "us"
     else:

@@ -1,4 +1,4 @@
-"""The benchmark of `fit`'s overhead: both sides run one program, and each figure is set against its must and its goal."""
+"""The benchmark of `fit`'s overhead: both sides run one program, and a figure is set against its must and its goal."""
 
 import re
 

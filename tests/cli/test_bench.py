@@ -281,7 +281,7 @@ def test_explain_writes_a_page_and_a_file_to_compare_with(here, capsys):
 
 
 def test_explain_shows_the_differences_from_another_revision(here, capsys):
-    """From a folder below the root, of a step that the working folder has changed since, without a commit of its own."""
+    """Of a step that the working folder has changed since, without a commit of its own."""
     file = here / "benchmarks" / "b.py"
     git("init", "-q")
     git("add", ".")
