@@ -2,6 +2,7 @@
 
 import os
 import signal
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -165,12 +166,20 @@ def _run(job: Prepared, resume: bool) -> Run:
             values = {peak.name: peak.value for peak in measured.by_name.values()}
             folder.journal.append("peaks", at, device=measured.device, **values)
         sections = [] if job.population is None else [populations.section(job.population, run.history)]
-        write_summary(folder, run.state.params, sections=sections)
+        try:
+            write_summary(folder, run.state.params, sections=sections)
+        except OSError as error:  # the run is saved; a full disk must not cost its caller the result
+            warnings.warn(
+                f"train.fit: the report of the run could not be written ({error.strerror or error}); all else is "
+                f"in {folder.path}. Make room, then write it again: runs.write_summary(run.folder, run.state.params).",
+                RuntimeWarning,
+                stacklevel=3,
+            )
     if signals.received is not None:
         how = (
             f" Saved at step {at} in {folder.path}; go on with resume=True (--resume)."
             if folder
-            else " Nothing is saved: no out= was given."
+            else " Nothing is saved: no out= was given. The run is in the error: error.run, or sys.last_value.run."
         )
         by = signal.Signals(signals.received).name
         raise Interrupted(f"train.fit: interrupted by {by} at step {at} of {plan.steps}.{how}", run, signals.received)
