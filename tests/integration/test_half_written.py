@@ -102,6 +102,17 @@ def test_an_interrupt_before_the_first_step_leaves_a_run_that_begins_again(tmp_p
     ends_as_if_nothing_had_happened(fit(tmp_path / "run", resume=True), finished)
 
 
+def test_a_report_that_cannot_be_written_costs_no_run(tmp_path, finished, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys.modules["jaxnn.train.fit"], "write_summary", full)
+    with pytest.warns(
+        RuntimeWarning, match=r"report of the run could not be written \(No space left on device\); all else is in"
+    ):
+        ends_as_if_nothing_had_happened(fit(tmp_path / "run"), finished)
+
+
 # What goes on
 
 
