@@ -161,8 +161,8 @@ def html_table(
         ValueError: If a row's length is not that of `headers`.
     """
     pad = "padding:.15em .7em"
-    styles = (f'style="text-align:{side};{pad}"' for side in ("right", "left"))
-    table = _table_element(rows, headers, *styles, right) if rows else ""
+    numbers_style, text_style = (f'style="text-align:{side};{pad}"' for side in ("right", "left"))
+    table = _table_element(rows, headers, numbers_style, text_style, right) if rows else ""
     head = f"<div><b>{_escape(title)}</b></div>" if title else ""
     foot = f'<div style="white-space:pre-line">{_escape(note)}</div>' if note else ""
     return f'<div>{head}<div style="overflow:auto;max-height:32rem">{table}</div>{foot}</div>'
@@ -183,8 +183,8 @@ def text_table(rows: Sequence[Sequence[Any]], headers: Sequence[str], right: Seq
     )
 
 
-def sparkline(values: Sequence[float], width: int = 120, height: int = 22) -> Markup:
-    """Values in order as a line of the height of a line of text, an SVG element; "" for fewer than two finite ones."""
+def sparkline(values: Any, width: int = 120, height: int = 22) -> Markup:
+    """Values [N] in order as a small line in SVG, as high as a line of text; "" for fewer than two finite ones."""
     y = np.asarray(values, np.float64)
     x = np.flatnonzero(np.isfinite(y))
     if len(x) < 2:

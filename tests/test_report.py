@@ -230,3 +230,64 @@ def test_no_state_of_pyplot_is_touched():
     root = pathlib.Path(__file__).parent.parent
     out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert out.stdout == "[] True\n"
+
+
+ROWS, HEADERS = [["a", 1, 0.5], ["bb", 20, None]], ["name", "count", "share"]
+
+
+def test_a_table_for_a_notebook_is_a_fragment_with_escaped_cells():
+    text = report.html_table([*ROWS, ["<i>", 3, 0.25]], HEADERS, "A & B", "one\ntwo")
+    reader = Reader()
+    reader.feed(text)
+    assert reader.open == []
+    shown = " ".join(" ".join(reader.text).split())
+    assert shown == "A & B name count share a 1 0.5000 bb 20 – <i> 3 0.2500 one two"
+    assert "<style" not in text
+    assert "class=" not in text  # a notebook has its own classes
+    assert text.count("text-align:right") == 8  # two columns of numbers, four rows
+    assert report.html_table([], HEADERS, note="nothing") == (
+        '<div><div style="overflow:auto;max-height:32rem"></div><div style="white-space:pre-line">nothing</div></div>'
+    )
+
+
+def test_a_table_for_a_terminal_lines_up():
+    assert report.text_table(ROWS, HEADERS).splitlines() == [
+        "name  count   share",
+        "----  -----  ------",
+        "a         1  0.5000",
+        "bb       20       –",
+    ]
+    assert report.text_table([["x", "1 M"], ["y", "20 k"]], ["n", "FLOPs"], ["FLOPs"]).splitlines()[2:] == [
+        "x    1 M",
+        "y   20 k",
+    ]
+
+
+def test_tables_refuse_rows_of_another_length():
+    for make in (report.html_table, report.text_table):
+        with pytest.raises(ValueError, match=r"report\.table: row 1 has 1 cells"):
+            make([[1, 2], [3]], ["a", "b"])
+
+
+def test_a_sparkline_goes_from_the_first_value_to_the_last():
+    line = report.sparkline([3.0, np.nan, 1.0, 2.0])
+    points = [tuple(map(float, p.split(","))) for p in re.search(r'points="([^"]*)"', line)[1].split()]
+    assert [x for x, _ in points] == [2.0, pytest.approx(79.3, abs=0.1), 118.0]
+    assert [y for _, y in points] == [2.0, 20.0, 11.0]  # the highest value above
+    assert report.sparkline([1.0]) == report.sparkline([np.nan] * 5) == report.sparkline([]) == ""
+    assert len(report.sparkline(np.arange(100_000))) < 3000
+    assert "nan" not in report.sparkline([2.0, 2.0])
+    assert "&lt;svg" not in report.html_table([[line]], ["curve"])  # it is markup already
+
+
+def test_lines_beyond_the_colours_differ_by_style():
+    axes = report.curve([0, 1], {str(i): [i, i] for i in range(20)}).axes[0]
+    looks = {(line.get_color(), line.get_linestyle()) for line in axes.lines}
+    assert len(looks) == 20
+
+
+def test_lines_are_drawn_into_axes_of_ones_own():
+    axes = Figure().add_subplot()
+    report.draw_lines(axes, [0, 1], {"a": [1, 2]}, "A title", "step", logy=True, ink="#123456")
+    assert (axes.get_title(loc="left"), axes.get_xlabel(), axes.get_yscale()) == ("A title", "step", "log")
+    assert axes.xaxis.label.get_color() == "#123456"

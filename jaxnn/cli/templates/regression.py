@@ -67,11 +67,12 @@ def main(cfg: Config) -> dict[str, float]:
         resume=cfg.resume,
         config=dataclasses.asdict(cfg),
     )
-    fresh = examples(300, cfg.seed + 1).arrays
+    fresh = examples(300, cfg.seed + 1)
     line = np.linspace(-3, 3, 200, dtype=np.float32)[:, None]
     learned = train.predict(run.task, run.state, line)
-    picture = figures.points(fresh["x"], fresh["y"], {"learned": (line, learned)}, "Held-out points", "x", "y")
-    result = train.evaluate(run.task, run.state, setup.validation)
+    x, y = fresh.arrays["x"], fresh.arrays["y"]
+    picture = figures.points(x, y, {"learned": (line, learned)}, "Held-out points", "x", "y")
+    result = train.evaluate(run.task, run.state, fresh)
     return train.conclude(run, result, runs.Section("The curve", figure=picture))
 
 

@@ -102,6 +102,7 @@ def main(cfg: Config) -> dict[str, float]:
     )
     sample = cfg.prompt + bytes(written.tolist()).decode("utf-8", "replace")
     print(sample)
+    assert setup.validation is not None
     result = train.evaluate(run.task, run.state, setup.validation)
     return train.conclude(run, result, runs.Section("Sample", text=sample))
 
