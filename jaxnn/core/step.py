@@ -6,6 +6,7 @@ its gradients over shards is W times the objective's, whatever the raggedness of
 update gives the exact gradient. Means are never averaged.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxnn import tree
+from jaxnn.core import finite
 from jaxnn.core.init import roles
 from jaxnn.core.state import State, abstract, check_same, complete, reported
 from jaxnn.core.task import Task
@@ -35,13 +37,14 @@ def make_grad_fn(task: Task, *, debug: bool = False) -> Callable[..., tuple[PyTr
 
     def grad_fn(params: Params, model_state: ModelState, batch: Batch, key: Array) -> tuple[PyTree, Sums, ModelState]:
         def objective(p: Params) -> tuple[Array, tuple[dict[str, Mean], ModelState]]:
-            loss = task.loss(p, model_state, batch, key, True)
+            with finite.layers() if debug else contextlib.nullcontext({}) as layers:
+                loss = task.loss(p, model_state, batch, key, True)
             scalar, sums = _objective(loss)
-            return scalar, (sums, loss.model_state)
+            return scalar, (sums | layers, loss.model_state)
 
         grads, (sums, new_state) = jax.grad(objective, has_aux=True)(params)
         if debug:
-            sums = sums | _nonfinite("params", params) | _nonfinite("grads", grads)
+            sums = sums | finite.counts("params", params) | finite.counts("grads", grads)
         return grads, sums, new_state
 
     return grad_fn
@@ -54,14 +57,6 @@ def make_value_fn(task: Task, *, train: bool) -> Callable[..., Sums]:
         return _objective(task.loss(params, model_state, batch, key, train))[1]
 
     return value_fn
-
-
-def _nonfinite(kind: str, values: PyTree) -> dict[str, Mean]:
-    """The count of non-finite elements of each leaf, to be reported by path."""
-    one = jnp.ones((), jnp.float32)
-    count = tree.map_by_path(lambda _, x: Mean(jnp.sum(~jnp.isfinite(x)).astype(jnp.float32), one), values)
-    flat = jax.tree_util.tree_leaves_with_path(count, is_leaf=lambda x: isinstance(x, Mean))
-    return {f"nonfinite/{kind}/{tree.path_name(path)}": mean for path, mean in flat}
 
 
 def make_update_fn(tx: optax.GradientTransformation, *, grad_norm: bool) -> Callable[..., tuple[State, Sums]]:
@@ -156,7 +151,8 @@ def make_train_step(
         tx: An optax gradient transformation.
         strategy: How the step is spread over devices.
         grad_norm: Also report the global norm of the gradients.
-        debug: Also report the number of non-finite elements of each parameter and gradient, by path.
+        debug: Also report the number of non-finite elements of each parameter and gradient, and of what
+            goes into and comes out of each Linen layer.
 
     Raises:
         TypeError: If the step would change the state's shapes or dtypes.

@@ -5,28 +5,52 @@ from typing import Any
 
 import numpy as np
 
+from jaxnn.core.finite import LAYERS, LEAVES
 from jaxnn.typing import Mean
 
-LEAVES = "nonfinite/"  # counts of a leaf's elements that are not finite, under debug
 WATCHED = (f"{LEAVES}params/", f"{LEAVES}grads/", "loss", "grad_norm")  # at equal steps, what is told first
 
 
 def _first_bad(first: int, sums: Mapping[str, Mean]) -> tuple[int, str] | None:
-    """The earliest step (counted from 1) at which a watched value is not finite, and its name."""
+    """The earliest step (counted from 1) at which a watched value is not finite, and the name of what was so first.
+
+    A layer's value that is not finite while everything watched is (scores masked by -inf, say) is no trouble.
+    """
     found: list[tuple[int, int, str]] = []
     for name, mean in sums.items():
         hits = [i for i, w in enumerate(WATCHED) if name == w or (w.endswith("/") and name.startswith(w))]
         if not hits:
             continue
-        rank = hits[0]
         values = np.asarray(mean.sum)
         bad = values > 0 if name.startswith(LEAVES) else ~np.isfinite(values)
         if bad.any():
-            found.append((int(np.argmax(bad)), rank, name))
+            found.append((int(np.argmax(bad)), hits[0], name))
     if not found:
         return None
-    at, _, name = min(found)
+    at, rank, name = min(found)
+    if rank:  # the parameters are finite: then forwards comes before backwards
+        name = _first_layer(at, sums) or _last_gradient(at, sums, found) or name
     return first + at + 1, name.removeprefix(LEAVES)
+
+
+def _first_layer(at: int, sums: Mapping[str, Mean]) -> str | None:
+    """The first of the layers' inputs and outputs, in forward order, that are less finite than a step before."""
+    for name in sorted(name for name in sums if name.startswith(LAYERS)):
+        values = np.asarray(sums[name].sum)
+        if values[at] > (values[at - 1] if at else 0):
+            return name.partition(":")[2]
+    return None
+
+
+def _last_gradient(at: int, sums: Mapping[str, Mean], found: list[tuple[int, int, str]]) -> str | None:
+    """Of the gradients that are not finite the one of the last layer: backwards, it was so first."""
+    order = [name.partition(":outputs/")[2] for name in sorted(sums) if name.startswith(LAYERS)]
+    prefix = WATCHED[1]
+    bad = [name for step, _, name in found if step == at and name.startswith(prefix)]
+    if not bad or not order:
+        return None
+    place = {layer: i for i, layer in enumerate(order)}
+    return max(bad, key=lambda name: place.get(name.removeprefix(prefix).rpartition("/")[0], -1))
 
 
 class Windows:
