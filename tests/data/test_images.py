@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from jaxnn.data import ImageFiles, ImageFolder, image_files
 
@@ -200,6 +200,16 @@ def test_what_a_camera_puts_after_an_image_is_no_damage(tmp_path):
     with open(tmp_path / "a" / "x.jpg", "ab") as file:
         file.write(bytes(2**17))  # as long as the tail that is looked at, and longer
     assert len(ImageFolder(tmp_path, (4, 4))) == 1
+
+
+def test_whole_files_are_not_decoded_before_they_are_taken(root, monkeypatch):
+    save(root / "cat" / "x.jpg", noise(16, 16, 3))
+    decoded, load = [], ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: [decoded.append(self.filename), load(self)][1])
+    source = ImageFolder(root, (4, 4))
+    assert decoded == []
+    source.take(np.array([1]))
+    assert str(root / "cat" / "x.jpg") in decoded
 
 
 def test_a_file_without_permission_is_told(root, monkeypatch):
