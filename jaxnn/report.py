@@ -34,7 +34,7 @@ _SERIES = (
     "#d1495b",
     "#5c8a99",
 )  # read on white and on black
-_STYLES = ("-", "--", ":", "-.")  # where there are more lines than colours
+_STYLES = ("-", "--", ":", "-.")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 _STYLE = """
@@ -340,6 +340,11 @@ def curve(
     return figure
 
 
+def line_look(number: int) -> tuple[str, str]:
+    """Colour and style of the line with this number: styles change where there are more lines than colours."""
+    return _SERIES[number % len(_SERIES)], _STYLES[number // len(_SERIES) % len(_STYLES)]
+
+
 def draw_lines(
     axes: "Axes",
     xs: Any,
@@ -361,7 +366,7 @@ def draw_lines(
             )
         y = np.where(np.isfinite(y) & ((y > 0) | (not logy)), y, np.nan)
         alone = len(y) == 1 or np.isnan(y).all()
-        color, style = _SERIES[number % len(_SERIES)], _STYLES[number // len(_SERIES) % len(_STYLES)]
+        color, style = line_look(number)
         marker = "o" if alone else None
         axes.plot(x, y, label=name, color=color, linestyle=style, linewidth=1.6, marker=marker, markersize=4)
     if logy:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxnn import metrics
-from jaxnn.report import Page, format_value
+from jaxnn.report import Page, format_value, line_look
 from jaxnn.runs import curves
 from jaxnn.runs.record import SPEEDS, Record, duration, flat
 
@@ -144,23 +144,28 @@ def _curves(page: Page, lines: Mapping[str, Mapping[str, curves.Line]], xlabel: 
             notes.append("Gaps are values that are not finite.")
         logy = curves.log_scale(name, drawn.values())
         figure = curves.figure(drawn, curves.title(name), logy=logy, xlabel=xlabel)
-        page.figure(_legend(figure, drawn), " ".join(notes))
+        page.figure(_by_run(figure, drawn, list(lines)), " ".join(notes))
     if left:
         page.text(f"{len(left)} further names are in the table only: {', '.join(left)}.")
     if not shown:
         page.text("No values were reported.")
 
 
-def _legend(figure: Any, lines: Mapping[str, Any]) -> Any:
-    """With several runs, beside the plot, where it hides no line; with one, its name is the page's title."""
+def _by_run(figure: Any, lines: Mapping[str, Any], all_runs: Sequence[str]) -> Any:
+    """Each run in its own colour in every figure, and the names beside the plot, where they hide no line."""
     axes = figure.axes[0]
+    if len(all_runs) < 2:
+        return figure
     if axes.get_legend() is not None:
-        labels = [text.get_text() for text in axes.get_legend().get_texts()]
         axes.get_legend().remove()
-        ink = axes.xaxis.label.get_color()
-        legend = figure.legend(axes.lines, labels, loc="outside right upper", frameon=False, labelcolor=ink, fontsize=9)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+    for line, run in zip(axes.lines, lines):
+        color, style = line_look(all_runs.index(run))
+        line.set(color=color, linestyle=style)
+    ink = axes.xaxis.label.get_color()
+    where = "outside right upper"
+    legend = figure.legend(axes.lines, list(lines), loc=where, frameon=False, labelcolor=ink, fontsize=9)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 
@@ -200,7 +205,7 @@ def _speed(page: Page, records: Mapping[str, Record]) -> None:
         return
     lines = {run: curves.thin(*found[speed]) for run, found in series.items() if speed in found}
     figure = curves.from_zero(curves.figure(lines, speed.replace("_per_s", " per second")))
-    page.heading("Speed").figure(_legend(figure, lines))
+    page.heading("Speed").figure(_by_run(figure, lines, list(records)))
 
 
 def _differences(page: Page, title: str, fields: Mapping[str, Mapping[str, str]]) -> None:

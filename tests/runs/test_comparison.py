@@ -81,6 +81,21 @@ def test_a_value_that_one_run_lacks_is_noted_and_nan_leaves_a_gap(tmp_path, two)
     assert "validation loss" in seen
 
 
+def test_a_run_has_one_colour_in_every_figure(tmp_path, two, monkeypatch):
+    extra = runs.RunFolder.open(two[1])
+    extra.metrics.append({"step": 3, "mine": 1.0})
+    extra.metrics.append({"step": 4, "mine": 2.0})
+    drawn = []
+    monkeypatch.setattr("jaxnn.report.Page.figure", lambda self, figure, caption="": drawn.append(figure) or self)
+    page(two)
+    looks = {f.axes[0].get_title(loc="left"): [line.get_color() for line in f.axes[0].lines] for f in drawn}
+    assert list(looks) == ["loss", "accuracy", "odd", "mine", "examples per second"]
+    assert len(set(looks["loss"])) == 2
+    assert looks["loss"] == looks["accuracy"] == looks["examples per second"]
+    assert looks["mine"] == looks["loss"][1:]  # only the second run has it
+    assert [[t.get_text() for t in f.legends[0].get_texts()] for f in drawn[2:4]] == [["low", "high"], ["high"]]
+
+
 def test_a_mode_that_a_run_was_told_counts(tmp_path):
     paths = [make(tmp_path / n, lr=lr, fit={"best": "odd", "best_mode": "max"}) for n, lr in (("a", 1.0), ("b", 2.0))]
     rows = [row for row in tables(page(paths))[1] if row[0] == "odd"]
