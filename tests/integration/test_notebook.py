@@ -23,9 +23,9 @@ class Pace(train.Hook):
         time.sleep(0.02)
         if at.step == 50: print("in the middle", flush=True)
 
-def fit(steps, **keywords):
+def fit(steps, progress=False, **keywords):
     return train.fit(task, optax.sgd(0.1), data.Arrays(x, 2 * x), batch_size=8, steps=steps, seed=1,
-                     hooks=[Pace()], log=train.Log(progress=False), **keywords)
+                     hooks=[Pace()], log=train.Log(progress=progress), **keywords)
 """
 
 
@@ -99,7 +99,7 @@ def test_an_interrupted_cell_saves_its_run_and_a_second_one_goes_on(kernel, tmp_
 
 def test_a_run_without_a_folder_is_in_the_error(kernel):
     printed, error, _ = kernel.run(
-        "try:\n    fit(5000)\nexcept train.Interrupted as error:\n    run = error.run\n"
+        "try:\n    fit(5000, progress=True)\nexcept train.Interrupted as error:\n    run = error.run\n"
         "print(type(run).__name__, int(run.state.data_step) < 5000)",
         interrupt_at="in the middle",
     )
