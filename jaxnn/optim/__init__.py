@@ -39,6 +39,8 @@ from jaxnn.optim.algorithms.mars import mars as mars
 from jaxnn.optim.algorithms.mars import mars_core as mars_core
 from jaxnn.optim.algorithms.muon import muon as muon
 from jaxnn.optim.algorithms.muon import muon_core as muon_core
+from jaxnn.optim.algorithms.normuon import normuon as normuon
+from jaxnn.optim.algorithms.normuon import normuon_core as normuon_core
 from jaxnn.optim.algorithms.orthogonalize import Orthogonalizer as Orthogonalizer
 from jaxnn.optim.algorithms.orthogonalize import newton_schulz as newton_schulz
 from jaxnn.optim.algorithms.orthogonalize import polar_express as polar_express
@@ -57,6 +59,7 @@ from jaxnn.optim.algorithms.sgd import sgd_core as sgd_core
 from jaxnn.optim.compose.access import get as get
 from jaxnn.optim.compose.access import replace as replace
 from jaxnn.optim.compose.access import reset as reset
+from jaxnn.optim.compose.accumulate import accumulate as accumulate
 from jaxnn.optim.compose.apply import apply_updates as apply_updates
 from jaxnn.optim.compose.dtypes import Blockwise as Blockwise
 from jaxnn.optim.compose.dtypes import q8 as q8
@@ -78,6 +81,8 @@ from jaxnn.optim.compose.select import ndim as ndim
 from jaxnn.optim.compose.select import otherwise as otherwise
 from jaxnn.optim.compose.select import path as path
 from jaxnn.optim.compose.select import role as role
+from jaxnn.optim.compose.skip import loss_scale as loss_scale
+from jaxnn.optim.compose.skip import skip_nonfinite as skip_nonfinite
 from jaxnn.optim.compose.specs import state_specs as state_specs
 from jaxnn.optim.compose.stable import stable as stable
 from jaxnn.optim.compose.stages import stages as stages

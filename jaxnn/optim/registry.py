@@ -16,6 +16,8 @@ from jaxnn.optim.algorithms.layerwise import lamb, lars
 from jaxnn.optim.algorithms.lbfgs import lbfgs
 from jaxnn.optim.algorithms.lion import lion
 from jaxnn.optim.algorithms.mars import mars
+from jaxnn.optim.algorithms.muon import muon
+from jaxnn.optim.algorithms.normuon import normuon
 from jaxnn.optim.algorithms.prodigy import prodigy
 from jaxnn.optim.algorithms.rmsprop import rmsprop
 from jaxnn.optim.algorithms.schedule_free import schedule_free_adamw, schedule_free_radam, schedule_free_sgd
@@ -52,6 +54,8 @@ OPTIMIZERS: dict[str, Entry] = {
     "adam": Entry(adam, 1e-2, "arXiv:1412.6980"),
     "adamw": Entry(adamw, 1e-2, "arXiv:1711.05101"),
     "lion": Entry(lion, 3e-3, "arXiv:2302.06675"),
+    "muon": Entry(muon, 1e-2, "arXiv:2502.16982"),
+    "normuon": Entry(normuon, 1e-2, "arXiv:2510.05491"),
     "amsgrad": Entry(amsgrad, 1e-2, "arXiv:1904.09237"),
     "nadam": Entry(nadam, 1e-2, "Dozat 2016"),
     "radam": Entry(radam, 1e-2, "arXiv:1908.03265"),

@@ -1,0 +1,201 @@
+"""Muon: the momentum of each matrix, made orthogonal."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.optim.algorithms.adam import adamw_core
+from jaxnn.optim.algorithms.orthogonalize import NEWTON_SCHULZ, RMS_MATCHED, Orthogonalizer, Scale
+from jaxnn.optim.compose.groups import group, groups
+from jaxnn.optim.compose.matrices import SplitHeads, View, check_split_heads, in_stacks, views
+from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
+from jaxnn.optim.compose.select import Predicate, everything, role
+from jaxnn.optim.compose.stages import stages
+from jaxnn.optim.compose.transformation import Transformation
+from jaxnn.optim.hyper import Hyperparameters, Hypers
+from jaxnn.typing import Array, Params, PyTree, Schedule
+
+MATRICES = role("matrix")
+
+
+class MuonState(NamedTuple):
+    """The momentum, float32 at least."""
+
+    hyper: Hypers
+    mu: Params
+
+
+def muon_core(
+    momentum: float | Schedule = 0.95,
+    *,
+    nesterov: bool = True,
+    orthogonalize: Orthogonalizer = NEWTON_SCHULZ,
+    scale: Scale = RMS_MATCHED,
+    split_heads: SplitHeads | None = None,
+) -> Transformation:
+    """Muon's direction, for matrices.
+
+    mu <- momentum mu + (1 - momentum) G
+    M  <- mu, or with Nesterov's (1 - momentum) G + momentum mu
+    u  <- scale(m, n) orthogonalize(M),  M [m, n]
+
+    Matrices of one shape are one stack, whatever leaf they are in: layers apart, scanned layers, heads. So are
+    convolutions' kernels, as (everything else, outputs). It has no form for vectors: give those to Adam by `groups`, as
+    `optim.muon` does. Complex matrices take conjugate transposes.
+
+    Args:
+        momentum: In [0, 1).
+        nesterov: Look ahead by one update.
+        orthogonalize: `optim.newton_schulz(...)`, `optim.polar_express(...)`, or a function of a stack [B, m, n].
+        scale: (rows, cols) -> factor: `optim.rms_matched(0.2)`, `optim.spectral`, or a function.
+        split_heads: Predicate -> heads, for attention projections whose heads are matrices of their own:
+            `{optim.path("qkv/kernel"): 36, optim.path("attention_out/kernel"): optim.Heads(12, "in")}`.
+
+    Raises:
+        TypeError: If a choice is not callable.
+        ValueError: If a hyperparameter is out of range; at init, naming a leaf that is no matrix or does not split.
+
+    Source:
+        Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; scale: Liu et al. 2025, arXiv:2502.16982.
+    """
+    where = "optim.muon"
+    hyper = Hyperparameters(where, momentum=momentum)
+    split = check_split_heads(where, split_heads)
+    check_choices(where, orthogonalize=orthogonalize, scale=scale)
+
+    def init(params: Params) -> MuonState:
+        check_matrices(where, views(where, params, split))
+        return MuonState(hyper.init(), jax.tree.map(lambda p: jnp.zeros_like(full(p)), params))
+
+    def update(grads: PyTree, state: MuonState, params: PyTree = None, **extra: Any) -> tuple[PyTree, MuonState]:
+        del extra
+        h, hypers = hyper.at(state.hyper)
+        known = views(where, grads if params is None else params, split)
+
+        def one_shape(g: Array, mu: Array) -> tuple[Array, Array]:
+            mu, ahead = momenta(h.momentum, g, mu, nesterov)
+            return orthogonalize(ahead), mu
+
+        operands = [[view.wide(x) for view, x in zip(known, jax.tree.leaves(t))] for t in (grads, state.mu)]
+        updates, mu = in_stacks(one_shape, known, *operands)
+        updates = [scale(view.rows, view.cols) * view.unwide(u) for view, u in zip(known, updates)]
+        mu = [view.unwide(m) for view, m in zip(known, mu)]
+        structure = jax.tree.structure(grads)
+        return jax.tree.unflatten(structure, updates), MuonState(hypers, jax.tree.unflatten(structure, mu))
+
+    return Transformation(init, update, name="muon", hyper=hyper)
+
+
+def momenta(momentum: Array, g: Array, mu: Array, nesterov: bool) -> tuple[Array, Array]:
+    """The new momentum as a mean, and what is made orthogonal."""
+
+    def mixed(m: Array) -> Array:
+        return times(momentum, m) + times(1 - momentum, g.astype(m.dtype))
+
+    new = mixed(mu)
+    return new, mixed(new) if nesterov else new
+
+
+def check_matrices(where: str, known: list[View]) -> None:
+    """Refuses leaves that are no matrices.
+
+    Raises:
+        ValueError: Naming the first.
+    """
+    for view in known:
+        if view.ndim < 2:
+            core = where.rpartition(".")[2]
+            raise ValueError(
+                f"{where}: leaf {view.path!r} {view.shape} is no matrix: it has {view.ndim} axes that do not "
+                f'only stack layers. Write optim.groups({core}=(optim.role("matrix"), optim.{core}_core()), '
+                f"adam=(optim.otherwise, optim.adamw_core())), or {where}(lr)."
+            )
+
+
+def check_choices(where: str, **choices: Any) -> None:
+    """Refuses choices that are not callable.
+
+    Raises:
+        TypeError: Naming the first.
+    """
+    for name, choice in choices.items():
+        if not callable(choice):
+            raise TypeError(
+                f"{where}: {name} is {choice!r:.60}. Give a function, such as "
+                f"{'optim.polar_express()' if name == 'orthogonalize' else 'optim.rms_matched(0.2)'}."
+            )
+
+
+def with_adam(
+    where: str,
+    core: Transformation,
+    lr: float | Schedule,
+    adam_lr: float | None,
+    betas: tuple[float, float],
+    weight_decay: float | Schedule,
+    matrices: Predicate,
+    decay_where: Predicate,
+    metrics: tuple[str, ...],
+) -> Transformation:
+    """A core for some parameters and AdamW for the others, in one `stages` with one rate.
+
+    Raises:
+        ValueError: If `adam_lr` has no rate to be a multiple of.
+    """
+    ratio = 1.0
+    if adam_lr is not None:
+        peak = getattr(lr, "peak", None) if callable(lr) else lr
+        if not peak:
+            raise ValueError(
+                f"{where}: adam_lr={adam_lr!r} follows lr's schedule by a constant factor, and this lr has "
+                f"{'no `peak`' if peak is None else 'the peak 0'}. Use a schedule of optim (optim.cosine, ...)."
+            )
+        ratio = adam_lr / float(peak)
+    parts = groups(
+        **{core.name: group(matrices, core, may_be_empty=True)},
+        adam=group(~matrices, adamw_core(*betas), lr=ratio, may_be_empty=True),
+    )
+    shrink = decay(weight_decay, where=decay_where, coupling="lr")
+    return stages(precondition=parts, decay=shrink, lr=scale_by_lr(lr), metrics=metrics)
+
+
+def muon(
+    lr: float | Schedule,
+    momentum: float | Schedule = 0.95,
+    weight_decay: float | Schedule = 0.01,
+    *,
+    nesterov: bool = True,
+    orthogonalize: Orthogonalizer = NEWTON_SCHULZ,
+    scale: Scale = RMS_MATCHED,
+    split_heads: SplitHeads | None = None,
+    matrices: Predicate = MATRICES,
+    adam_lr: float | None = None,
+    adam_betas: tuple[float, float] = (0.9, 0.95),
+    where: Predicate = everything,
+    metrics: tuple[str, ...] = ("lr",),
+) -> Transformation:
+    """Muon for the matrices and AdamW for everything else (embeddings, heads, vectors, convolutions), ready to train.
+
+    Args:
+        lr: Rate an update, or schedule. With `rms_matched`, AdamW's rates fit; with `spectral`, 0.02 is usual.
+        momentum: As in `muon_core`.
+        weight_decay: Coupled to the rate.
+        nesterov: As in `muon_core`.
+        orthogonalize: As in `muon_core`.
+        scale: As in `muon_core`.
+        split_heads: As in `muon_core`.
+        matrices: Which parameters are Muon's: those with the role "matrix".
+        adam_lr: Rate of the others at the peak of `lr`'s schedule, which they follow; None takes `lr`.
+        adam_betas: Of the others' AdamW.
+        where: Which parameters decay.
+        metrics: See `stages`.
+
+    Raises:
+        ValueError: If `adam_lr` is given and `lr` is a schedule without `peak`.
+
+    Source:
+        Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982.
+    """
+    core = muon_core(momentum, nesterov=nesterov, orthogonalize=orthogonalize, scale=scale, split_heads=split_heads)
+    return with_adam("optim.muon", core, lr, adam_lr, adam_betas, weight_decay, matrices, where, metrics)

@@ -1,0 +1,202 @@
+"""Parameters as matrices, and matrices of one shape as one stack.
+
+What works on matrices sees each parameter's logical form: axes that only stack layers are a batch, a convolution's
+kernel is (everything else, outputs), attention heads may be matrices of their own. Equal shapes are computed in one
+batch, so that a hundred matrices are a handful of operations to compile, whether a model scans over its layers or not.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.optim.compose import select
+from jaxnn.typing import Array, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """An attention projection that is several matrices side by side.
+
+    Attributes:
+        count: Matrices; it must divide the axis. A fused q, k, v of 12 heads is 36.
+        axis: The axis that they share: "out", the last (q, k, v), or "in", the one before it (the output projection).
+    """
+
+    count: int
+    axis: str = "out"
+
+
+SplitHeads = Mapping[select.Predicate, int | Heads]
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """How one parameter is a batch of matrices [batch, rows, cols]; kernels are (in, out).
+
+    Attributes:
+        path: The parameter's path.
+        shape: Its shape.
+        lead: The batch's shape: stacked axes, then heads.
+        rows: Inputs of one matrix; 1 for a vector.
+        cols: Outputs of one matrix; 1 for a scalar.
+        ndim: The parameter's logical rank.
+        heads: How it is split, or None.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    lead: tuple[int, ...]
+    rows: int
+    cols: int
+    ndim: int
+    heads: Heads | None = None
+
+    @property
+    def batch(self) -> int:
+        """Matrices in this parameter."""
+        return math.prod(self.lead)
+
+    def fold(self, x: Array) -> Array:
+        """The parameter's array, or one like it, as [batch, rows, cols]."""
+        if self.heads is None or self.heads.axis == "in":
+            return x.reshape(self.batch, self.rows, self.cols)
+        x = x.reshape(-1, self.rows, self.heads.count, self.cols)
+        return jnp.swapaxes(x, 1, 2).reshape(self.batch, self.rows, self.cols)
+
+    def unfold(self, x: Array) -> Array:
+        """The inverse of `fold`."""
+        if self.heads is None or self.heads.axis == "in":
+            return x.reshape(self.shape)
+        x = x.reshape(-1, self.heads.count, self.rows, self.cols)
+        return jnp.swapaxes(x, 1, 2).reshape(self.shape)
+
+    def wide(self, x: Array) -> Array:
+        """`fold`, transposed where that makes the rows the fewer, so that a matrix and a transpose share a shape."""
+        x = self.fold(x)
+        return jnp.swapaxes(x, 1, 2) if self.rows > self.cols else x
+
+    def unwide(self, x: Array) -> Array:
+        """The inverse of `wide`."""
+        return self.unfold(jnp.swapaxes(x, 1, 2) if self.rows > self.cols else x)
+
+
+def views(where: str, params: PyTree, split_heads: SplitHeads | None = None) -> list[View]:
+    """A view of every leaf, in flattening order.
+
+    Raises:
+        ValueError: If a leaf to be split is no matrix, or its axis does not divide.
+    """
+    return [_view(where, leaf, split_heads or {}) for leaf in jax.tree.leaves(select.leaves(params))]
+
+
+def _view(where: str, leaf: select.Leaf, split_heads: SplitHeads) -> View:
+    stacked = leaf.role.stacked
+    lead, rest = leaf.shape[:stacked], leaf.shape[stacked:]
+    rows, cols = (math.prod(rest[:-1]), rest[-1]) if rest else (1, 1)
+    hits = [n if isinstance(n, Heads) else Heads(n) for test, n in split_heads.items() if test(leaf)]
+    if not hits:
+        return View(leaf.path, leaf.shape, lead, rows, cols, leaf.ndim)
+    heads = hits[0]
+    size = cols if heads.axis == "out" else rows
+    if len(rest) != 2 or size % heads.count:
+        raise ValueError(
+            f"{where}: split_heads: leaf {leaf.path!r} {leaf.shape} does not split into {heads.count} heads along its "
+            f"{heads.axis!r} axis. Tried: {list(split_heads)}. Give a predicate of matrices and a count that divides."
+        )
+    rows, cols = (rows, cols // heads.count) if heads.axis == "out" else (rows // heads.count, cols)
+    return View(leaf.path, leaf.shape, (*lead, heads.count), rows, cols, leaf.ndim, heads)
+
+
+def check_split_heads(where: str, split_heads: Any) -> SplitHeads:
+    """`split_heads` itself.
+
+    Raises:
+        TypeError: If it is no mapping of predicates to counts.
+        ValueError: If a count is below 1 or an axis unknown.
+    """
+    split_heads = split_heads or {}
+    if not isinstance(split_heads, Mapping):
+        raise TypeError(
+            f"{where}: split_heads must be {{predicate: count}}, got {split_heads!r:.60}. Write "
+            '{optim.path("qkv/kernel"): 36, optim.path("attention_out/kernel"): optim.Heads(12, "in")}.'
+        )
+    for test, value in split_heads.items():
+        select.check(f"{where}: split_heads", test)
+        heads = value if isinstance(value, Heads) else Heads(value)
+        if isinstance(heads.count, bool) or not isinstance(heads.count, int):
+            raise TypeError(f"{where}: split_heads: {test!r} has {heads.count!r:.60} heads. Give a whole number.")
+        if heads.count < 1 or heads.axis not in ("out", "in"):
+            raise ValueError(f'{where}: split_heads: {test!r} has {heads}. Give a count >= 1 and "out" or "in".')
+    return split_heads
+
+
+def in_stacks(
+    fn: Callable[..., tuple[Array, ...]], known: Sequence[View], *operands: Sequence[Array], by: Sequence[Any] = ()
+) -> tuple[list[Array], ...]:
+    """`fn` once for all matrices of a shape: the operands of equal views are concatenated, the results taken apart.
+
+    Args:
+        fn: `fn(*stacks) -> stacks`, every stack [all matrices of a shape, ...].
+        known: Views.
+        operands: For each view an array [view.batch, ...].
+        by: What else must be equal within a stack, for each view; dtypes must be in any case.
+
+    Returns:
+        For each result of `fn`, the views' own parts [view.batch, ...].
+    """
+    stacks: dict[Any, list[int]] = {}
+    for i in range(len(known)):
+        own = tuple((x[i].shape[1:], x[i].dtype) for x in operands)
+        stacks.setdefault((own, by[i] if by else None), []).append(i)
+    digits = _digits(max(map(len, stacks.values()), default=0))
+    results: list[list[Any]] = []
+    for members in stacks.values():
+        alone = len(members) == 1
+        joined = [x[members[0]] if alone else jnp.concatenate([x[i] for i in members]) for x in operands]
+        starts = _starts([known[i].batch for i in members], digits)
+        for k, whole in enumerate(fn(*joined)):
+            if k == len(results):
+                results.append([None] * len(known))
+            for i, start in zip(members, starts):
+                results[k][i] = whole if alone else _part(whole, start, known[i].batch)
+    return tuple(results)
+
+
+def _starts(batches: list[int], digits: tuple[list[Any], list[Any]] | None) -> list[Any]:
+    """Where each member of a stack starts."""
+    if digits is None or len(set(batches)) > 1:
+        return [sum(batches[:k]) for k in range(len(batches))]
+    high, low = digits
+    return [(high[k // len(low)] + low[k % len(low)]) * batches[0] for k in range(len(batches))]
+
+
+def _part(whole: Array, start: Any, size: int) -> Array:
+    """`size` entries of a stack from `start`, which is in it."""
+    if isinstance(start, int):
+        return jax.lax.slice_in_dim(whole, start, start + size)
+    starts = (start, *(jnp.zeros((), jnp.int32),) * (whole.ndim - 1))
+    return jax.lax.dynamic_slice(whole, starts, (size, *whole.shape[1:]), allow_negative_indices=False)
+
+
+def _digits(count: int) -> tuple[list[Array], list[Array]] | None:
+    """Scalars whose sums are 0, 1, ..., count - 1, and that XLA's CPU compiler cannot see through.
+
+    It compiles equal kernels once, and slices that start at different constants are different kernels: taking a stack
+    of 96 matrices apart took 2 s to compile, and takes 0.2 s this way. A loop hides the numbers: twice times one.
+    """
+    if count < 2 or jax.default_backend() != "cpu":
+        return None
+    base = math.isqrt(count - 1) + 1
+    numbers = [*range(0, count, base), *range(base)]
+
+    def again(carry: Any) -> Any:
+        turn, one, *rest = carry
+        return (turn + 1, one * one, *(n * one for n in rest))
+
+    start = tuple(jnp.asarray(n, jnp.int32) for n in (0, 1, *numbers))
+    _, _, *hidden = jax.lax.while_loop(lambda carry: carry[0] < 2, again, start)
+    return hidden[:-base], hidden[-base:]
