@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from jaxnn import tree
-from jaxnn.optim.compose.transformation import Context, Transformation
+from jaxnn.optim.compose.transformation import Context, Transformation, known_norm
 from jaxnn.typing import Array, PyTree
 
 
@@ -60,8 +60,10 @@ def metrics(state: PyTree) -> dict[str, Array]:
     return single | many
 
 
-def _norms(grads: PyTree, updates: PyTree, params: PyTree, suffix: str = "") -> dict[str, Array]:
-    norms = {"grad": tree.global_norm(grads), "update": tree.global_norm(updates)}
+def _norms(
+    grads: PyTree, updates: PyTree, params: PyTree, suffix: str = "", context: Context | None = None
+) -> dict[str, Array]:
+    norms = {"grad": known_norm(grads, context), "update": tree.global_norm(updates)}
     if params is not None:
         norms["param"] = tree.global_norm(params)
         norms["ratio"] = norms["update"] / jnp.maximum(norms["param"], np.finfo(np.float32).tiny)
@@ -75,7 +77,7 @@ def _lr(seen: Seen) -> dict[str, Array]:
 
 
 def _global_norms(seen: Seen) -> dict[str, Array]:
-    return _norms(seen.grads, seen.updates, seen.params)
+    return _norms(seen.grads, seen.updates, seen.params, context=seen.context)
 
 
 def _layer(path: str) -> str:

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn import tree
 from jaxnn.optim.compose import select
-from jaxnn.optim.compose.transformation import Context, Transformation
+from jaxnn.optim.compose.transformation import Context, Transformation, known_norm
 from jaxnn.optim.hyper import NONNEGATIVE, Hyperparameters, Hypers
 from jaxnn.typing import Array, PyTree, Schedule
 
@@ -52,16 +51,18 @@ def clip_by_global_norm(max_norm: float | Schedule) -> Transformation:
         del params
         return ClipState(hyper.init(), jnp.ones((), jnp.float32))
 
-    def update(updates: PyTree, state: ClipState, params: PyTree = None, **extra: Any) -> tuple[PyTree, ClipState]:
+    def update(
+        updates: PyTree, state: ClipState, params: PyTree = None, *, context: Context | None = None, **extra: Any
+    ) -> tuple[PyTree, ClipState]:
         del params, extra
         h, hypers = hyper.at(state.hyper)
-        norm = tree.global_norm(updates)
+        norm = known_norm(updates, context)
         # max(norm, bound) rather than a select: no division by 0, and a norm that is not finite stays visible.
         factor = h.max_norm / jnp.maximum(norm, h.max_norm)
         return jax.tree.map(lambda u: times(factor, u), updates), ClipState(hypers, factor)
 
     facts = {"clip_factor": lambda state: state.factor}
-    return Transformation(init, update, name="clip_by_global_norm", hyper=hyper, facts=facts)
+    return Transformation(init, update, name="clip_by_global_norm", hyper=hyper, wants_context=True, facts=facts)
 
 
 class ScaleByLrState(NamedTuple):

@@ -45,8 +45,7 @@ def stages(*, metrics: Sequence[str] = (), **named: optax.GradientTransformation
     last = [n for n, part in parts.items() if isinstance(part, Transformation) and part.facts.get("after_lr")]
     order = [name for name in parts if name not in last] + last
 
-    def context(states: Mapping[str, PyTree], params: PyTree) -> Context:
-        found = Context()
+    def told_of(states: Mapping[str, PyTree], params: PyTree, found: Context) -> Context:
         for name, part in parts.items():
             if not isinstance(part, Transformation):
                 continue
@@ -60,8 +59,10 @@ def stages(*, metrics: Sequence[str] = (), **named: optax.GradientTransformation
                         found = found._replace(**{f"{kind}_multipliers": tree_of})
         return found
 
-    def run(updates: PyTree, states: Mapping[str, PyTree], params: PyTree, extra: Mapping[str, Any]) -> Any:
-        told = context(states, params)
+    def run(
+        updates: PyTree, states: Mapping[str, PyTree], params: PyTree, outer: Context, extra: Mapping[str, Any]
+    ) -> Any:
+        told = told_of(states, params, outer)
         grads, new = updates, {}
         for name in order:
             updates, new[name] = apply_part(parts[name], updates, states[name], params, told, extra)
@@ -73,16 +74,18 @@ def stages(*, metrics: Sequence[str] = (), **named: optax.GradientTransformation
         values: dict[str, Any] = {}
         if chosen:  # which names there are depends on the parameters
             with_value = {"value": jnp.zeros(()), "value_fn": lambda p, **_: jnp.zeros(())}
-            shapes = jax.eval_shape(lambda p, s: run(p, s, p, with_value)[2], params, states)
+            shapes = jax.eval_shape(lambda p, s: run(p, s, p, Context(), with_value)[2], params, states)
             values = {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.values.items()}
         return StagesState(states, Metrics(values))
 
-    def update(updates: PyTree, state: StagesState, params: PyTree = None, **extra: Any) -> tuple[PyTree, StagesState]:
+    def update(
+        updates: PyTree, state: StagesState, params: PyTree = None, *, context: Context | None = None, **extra: Any
+    ) -> tuple[PyTree, StagesState]:
         check_gradients(where, updates, params)
-        new_updates, states, values = run(updates, state.stages, params, extra)
+        new_updates, states, values = run(updates, state.stages, params, context or Context(), extra)
         return new_updates, StagesState(states, values)
 
-    return Transformation(init, update, name="stages", parts=parts)
+    return Transformation(init, update, name="stages", parts=parts, wants_context=True)
 
 
 def check_leaves(where: str, params: PyTree) -> None:

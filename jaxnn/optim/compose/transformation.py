@@ -7,8 +7,10 @@ parts, so ours carries them beside the functions; it is still optax's type, and 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Self, cast
 
+import jax
 import optax
 
+from jaxnn import tree
 from jaxnn.optim.hyper import Hyperparameters
 from jaxnn.typing import Array, PyTree, Schedule
 
@@ -21,12 +23,14 @@ class Context(NamedTuple):
         lr_peak: The largest rate of its schedule; the rate itself where it is constant.
         lr_multipliers: Tree like the parameters of floats; None where every one is 1.
         decay_multipliers: Likewise.
+        norm: Leaves whose global norm is known, and the norm; see `known_norm`.
     """
 
     lr: Array | None = None
     lr_peak: Array | float | None = None
     lr_multipliers: PyTree = None
     decay_multipliers: PyTree = None
+    norm: tuple[tuple[Any, ...], Array] | None = None
 
 
 class Transformation(optax.GradientTransformationExtraArgs):
@@ -66,6 +70,16 @@ class Transformation(optax.GradientTransformationExtraArgs):
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.parts.items())})"
+
+
+def known_norm(updates: PyTree, context: Context | None) -> Array:
+    """The global norm of `updates`: the one that is known already, where it is of these very arrays."""
+    if context is not None and context.norm is not None:
+        of, norm = context.norm
+        leaves = jax.tree.leaves(updates)
+        if len(of) == len(leaves) and all(a is b for a, b in zip(of, leaves)):
+            return norm
+    return tree.global_norm(updates)
 
 
 def apply_part(
