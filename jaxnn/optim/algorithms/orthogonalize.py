@@ -93,6 +93,12 @@ class Orthogonalizer:
         return self._mm(q, x) if wide else self._mm(x, q)
 
 
+def _count(name: str, steps: int) -> int:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"optim.{name}: steps is {steps!r}. Give a whole number >= 1.")
+    return steps
+
+
 def newton_schulz(
     steps: int = 5,
     coefficients: Triple = QUINTIC,
@@ -140,12 +146,6 @@ def polar_express(
     table = (*POLAR_EXPRESS, *(POLAR_EXPRESS[-1],) * max(count - len(POLAR_EXPRESS), 0))[:count]
     safe = tuple((a / 1.01, b / 1.01**3, c / 1.01**5) for a, b, c in table[:-1])
     return Orthogonalizer((*safe, table[-1]), margin=1.01, gram=gram, dtype=dtype)
-
-
-def _count(name: str, steps: int) -> int:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"optim.{name}: steps is {steps!r}. Give a whole number >= 1.")
-    return steps
 
 
 Scale = Callable[[int, int], float]
