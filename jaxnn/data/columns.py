@@ -18,7 +18,7 @@ MISSING = ""  # the category of a hole, where holes are allowed
 _LIMIT = float(np.finfo(np.float32).max)
 _INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 _DRESSED = re.compile(r"[\s$€£¥%'’_,.]")
-_GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", re.ASCII)
+_GROUPED = re.compile(r"[+-]?\d{1,3}([ ,.'’\u00a0\u202f])\d{3}(?:\1\d{3})*(?:([.,])\d*)?", re.ASCII)
 _DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([ T].*)?", re.ASCII)
 _COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 
@@ -211,11 +211,13 @@ def _refuse_mixed(cells: Cells, read: Reading, surveys: Sequence[_Survey]) -> No
     first = surveys[0]
     advice = _advice([cells.columns[first.column.position][i] for i in first.texts], read.form) or "Repair the texts"
     names = [s.name for s in surveys]
-    otherwise = f"or text={names} makes them categories, " if first.category is None else "or "
+    otherwise = f"or text={names} makes them categories, ignore={names} leaves them out"
+    if first.category is False:
+        otherwise = "for classes, leave classes=False out"
     raise ValueError(
         f"{read.where}: {counted(len(surveys), 'column mixes', 'columns mix')} numbers and texts: {many}{more}: "
         f"{listed(found)}. Tried: one kind a column. {advice}; if they mean 'missing', name them in "
-        f"format=data.CSVFormat(holes=...); {otherwise}ignore={names} leaves them out."
+        f"format=data.CSVFormat(holes=...); {otherwise}."
     )
 
 
@@ -240,8 +242,17 @@ def _refuse_disguised(cells: Cells, read: Reading, surveys: Sequence[_Survey]) -
 
 def _advice(texts: Sequence[str], form: CSVFormat) -> str:
     """What to write where texts are numbers in disguise; nothing where they are not."""
-    if all(_GROUPED.fullmatch(t) for t in texts) and not form.thousands:
-        return "For thousands that a comma parts, write format=data.CSVFormat(thousands=',')"
+    grouped = [found for t in texts if (found := _GROUPED.fullmatch(t))]
+    parts = {found[1] for found in grouped}
+    marks = {found[2] for found in grouped if found[2]}
+    if len(grouped) < len(texts) and all(_GROUPED.fullmatch(t) or _COMMA.fullmatch(t) for t in texts):
+        marks.add(",")
+    elif len(grouped) < len(texts):
+        parts = set()
+    if len(parts) == 1 and len(marks) <= 1 and not parts & marks:
+        (part,) = parts
+        comma = "decimal=',', " if marks == {","} or part == "." else ""
+        return f"For thousands parted by {part!r}, write format=data.CSVFormat({comma}thousands={part!r})"
     if all(_COMMA.fullmatch(t) for t in texts) and form.decimal == ".":
         return "For a decimal comma, write format=data.CSVFormat(decimal=',')"
     if all(_DATE.fullmatch(t) for t in texts):

@@ -349,7 +349,7 @@ REFUSED = {
     "mixed target": (
         "a,b\n1,2\n2,x\n",
         {"target": "b", "classes": False},
-        r"1 column mixes .*line 3, column 'b': 'x'.*; or ignore",
+        r"1 column mixes .*line 3, column 'b': 'x'.*; for classes, leave classes=False out",
     ),
     "text target": ("a,b\n1,u\n2,x\n", {"target": "b", "classes": False}, r"'b' \(0 numbers, 2 texts\)"),
     "inf": (
@@ -361,7 +361,7 @@ REFUSED = {
     "thousands": (
         'a,b\n"1,234",2\n"12,345,678",3\n4,4\n',
         {"target": "b"},
-        r"mixes .*: line 2, column 'a': '1,234'; line 3.*For thousands that a comma parts, write format=data\."
+        r"mixes .*: line 2, column 'a': '1,234'; line 3.*For thousands parted by ',', write format=data\."
         r"CSVFormat\(thousands=','\)",
     ),
     "all thousands": ('a,b\n"1,234",2\n"2,345",3\n', {"target": "b"}, r"2 values are no number as written.*thousands="),
@@ -370,6 +370,13 @@ REFUSED = {
         {"target": "b"},
         r"2 values are no number.*decimal=','\); or text=\['a'\]",
     ),
+    "spaces": (
+        "a;b\n1 234,5;2\n3,5;3\n12;4\n",
+        {"target": "b"},
+        r"For thousands parted by ' ', write format=data\.CSVFormat\(decimal=',', thousands=' '\)",
+    ),
+    "points": ("a;b\n1.234.567;2\n1.234,5;3\n", {"target": "b"}, r"CSVFormat\(decimal=',', thousands='\.'\)"),
+    "apostrophes": ("a;b\n1'234.5;2\n12'000;3\n", {"target": "b"}, r"write format=data\.CSVFormat\(thousands=\"'\"\)"),
     "currency": ("a,b\n$5,2\n$6,3\n", {"target": "b"}, r"line 2, column 'a': '\$5'.*take the signs out"),
     "percent": ("a,b\n5 %,2\n6 %,3\n", {"target": "b"}, r"They look like numbers"),
     "underscores": ("a,b\n1_000,2\n6,3\n", {"target": "b"}, r"mixes .*line 2, column 'a': '1_000'"),
