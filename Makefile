@@ -48,7 +48,7 @@ bench: .venv/.installed-test ## The short benchmarks, each figure beside its goa
 	@echo '== steps'; .venv/bin/python -m jaxnn bench run benchmarks/steps.py $(ARGS)
 
 docs: .venv/.installed-docs ## The documentation, into build/site; warnings are errors.
-	@.venv/bin/python -m mkdocs build --quiet $(ARGS) && echo 'build/site/index.html'
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --quiet $(ARGS) && echo 'build/site/index.html'
 
 doctor: .venv/.installed-experiments ## What of this machine will work, and what will not.
 	@.venv/bin/python -m jaxnn doctor $(ARGS)

@@ -1,4 +1,4 @@
-"""What the site needs beyond mkdocs: a nav that finds pages, the first hour from its notebook, API pages from the rooms.
+"""What the site needs beyond mkdocs: a nav that finds pages, the first hour, the API's pages.
 
 mkdocs calls these by name while it builds. Nothing here imports jaxnn: the API is read, not run.
 """
@@ -24,11 +24,14 @@ def _named(nav: Any) -> list[str]:
     """The pages that a nav names, those of its patterns left out."""
     if isinstance(nav, str):
         return [] if nav.endswith("*") else [nav.rstrip("?")]
-    return [page for item in (nav.values() if isinstance(nav, dict) else nav) for page in _named(item)]
+    return [
+        page for item in (nav.values() if isinstance(nav, dict) else nav) for page in _named(item)
+    ]
 
 
 def _expand(nav: Any, pages: list[str], taken: set[str]) -> Any:
-    """The nav with "FOLDER/*" replaced by the pages there that nothing names, and "PAGE?" dropped where it is not."""
+    """The nav with "FOLDER/*" replaced by the pages there that nothing names, and "PAGE?" dropped
+    where there is none."""
     if isinstance(nav, dict):
         return {title: _expand(part, pages, taken) for title, part in nav.items()}
     if isinstance(nav, str):
@@ -38,7 +41,11 @@ def _expand(nav: Any, pages: list[str], taken: set[str]) -> Any:
         text = item if isinstance(item, str) else ""
         if text.endswith("*"):
             folder = text[:-1]
-            found = [p for p in pages if p.startswith(folder) and "/" not in p[len(folder) :] and p not in taken]
+            found = [
+                p
+                for p in pages
+                if p.startswith(folder) and "/" not in p[len(folder) :] and p not in taken
+            ]
             taken.update(found)
             out += found
         elif not text.endswith("?") or text[:-1] in pages:
@@ -60,30 +67,42 @@ def on_config(config: Any) -> Any:
 
 def rooms() -> list[str]:
     """The rooms, by name: the public modules and packages of jaxnn."""
-    found = [p.stem if p.is_file() else p.name for p in (ROOT / "jaxnn").iterdir() if p.suffix in ("", ".py")]
+    found = [
+        p.stem if p.is_file() else p.name
+        for p in (ROOT / "jaxnn").iterdir()
+        if p.suffix in ("", ".py")
+    ]
     return sorted(name for name in found if not name.startswith("_"))
 
 
-def exported(room: str) -> list[str]:
-    """The names that a package's `__init__` re-exports as `x as x`, in its order; none for a module."""
+def exported(room: str) -> list[tuple[str, str]]:
+    """The names that a package's `__init__` re-exports as `x as x`, in its order, with where each
+    is defined; none for a module."""
     init = ROOT / "jaxnn" / room / "__init__.py"
     if not init.exists():
         return []
-    imports = [node for node in ast.walk(ast.parse(init.read_text("utf-8"))) if isinstance(node, ast.ImportFrom)]
-    own = [
-        node.name
-        for node in ast.parse(init.read_text("utf-8")).body
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+    body = ast.parse(init.read_text("utf-8"))
+    found = [
+        (alias.name, f"{node.module}.{alias.name}")
+        for node in ast.walk(body)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname == alias.name
     ]
-    return [alias.name for node in imports for alias in node.names if alias.asname == alias.name] + own
+    own = [node.name for node in body.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    return found + [(name, f"jaxnn.{room}.{name}") for name in own if not name.startswith("_")]
 
 
 def api_page(room: str) -> str:
     """The page of a room's public names; mkdocstrings fills in what their docstrings say."""
     names = exported(room)
     if not names:
-        return f"# {room}\n\n::: jaxnn.{room}\n    options:\n      heading_level: 2\n"
-    blocks = [f"::: jaxnn.{room}.{name}\n" for name in names]
+        return f"# {room}\n\n::: jaxnn.{room}\n    options: {{ heading: {room} }}\n"
+    # By definition: a function may have the name of its module, as `train.fit` does.
+    blocks = [
+        f"::: {path}\n    options: {{ heading: {room}.{name}, toc_label: {name} }}\n"
+        for name, path in dict(names).items()
+    ]
     return f"# {room}\n\nThe public names of `jaxnn.{room}`.\n\n" + "\n".join(blocks)
 
 
@@ -97,7 +116,7 @@ def _output(output: dict[str, Any], images: dict[str, bytes]) -> str:
     if "text/html" in content:
         return "".join(content["text/html"]) + "\n"
     text = _ANSI.sub("", "".join(output.get("text", content.get("text/plain", [])))).rstrip()
-    return f'```{{ .text .no-copy }}\n{text}\n```\n' if text else ""
+    return f"```{{ .text .no-copy }}\n{text}\n```\n" if text else ""
 
 
 def first_hour() -> tuple[str, dict[str, bytes]]:
@@ -107,7 +126,7 @@ def first_hour() -> tuple[str, dict[str, bytes]]:
     for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(source + "\n")
+            parts.append(source.replace("](../docs/", "](") + "\n")
             continue
         parts.append(f"```python\n{source}\n```\n")
         shown = "".join(_output(output, images) for output in cell["outputs"])

@@ -1,6 +1,7 @@
-"""The documents: every block of Python in them runs, every page is found, and what they say of files is so."""
+"""The documents: every block of Python in them runs, and the files that they lead to fit the project."""
 
 import ast
+import json
 import os
 import pathlib
 import re
@@ -13,7 +14,9 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # A comment right before a block keeps it from running, and says why: <!-- not run: needs torch -->
-_BLOCK = re.compile(r"^(?P<skip><!-- not run: [^\n]+ -->\n\n?)?(?P<fence>```+)python\n(?P<code>.*?)^(?P=fence)$", re.M | re.S)
+_BLOCK = re.compile(
+    r"^(?P<skip><!-- not run: [^\n]+ -->\n\n?)?(?P<fence>```+)python\n(?P<code>.*?)^(?P=fence)$", re.M | re.S
+)
 
 
 def blocks(page: pathlib.Path) -> list[tuple[int, str, bool]]:
@@ -71,3 +74,78 @@ def test_blocks_that_do_not_run_are_python_too(page):
             ast.parse(code)
         except SyntaxError as error:
             pytest.fail(f"{page.relative_to(ROOT)}:{at + (error.lineno or 1) - 1}: {error.msg}")
+
+
+# ---- the notebook
+
+NOTEBOOK = json.loads((ROOT / "notebooks" / "first_hour.ipynb").read_text(encoding="utf-8"))
+
+
+def test_notebook_keeps_no_trace_of_a_machine():
+    for number, cell in enumerate(NOTEBOOK["cells"]):
+        shown = json.dumps(cell.get("outputs", []))
+        assert len(shown) < 100_000, f"cell {number}: {len(shown)} bytes of output; run docs/execute.py"
+        texts = re.sub(r'"image/png": "[^"]*"', "", shown)
+        assert not re.search(r"(?<![\w.])/(home|root|tmp|work|usr|Users|content)/|[A-Z]:\\\\", texts), f"cell {number}"
+        assert cell.get("execution_count") is None
+
+
+def test_notebook_has_its_outputs():
+    kinds = {
+        kind for cell in NOTEBOOK["cells"] for output in cell.get("outputs", []) for kind in output.get("data", {})
+    }
+    assert {"image/png", "text/html"} <= kinds, "run docs/execute.py"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_notebook_runs():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "execute.py"), "--check"],
+        env=as_a_reader() | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+# ---- environments
+
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+
+
+def lane(python: str) -> str:
+    """The constraints of a Python version, as the Makefile chooses them."""
+    return "py311" if tuple(map(int, python.split("."))) < (3, 12) else "py313"
+
+
+def test_conda_environment_fits_the_constraints():
+    text = (ROOT / "environment.yml").read_text(encoding="utf-8")
+    python = re.search(r"- python=([\d.]+)$", text, re.M)[1]
+    pip = re.search(r"- pip:\n((?: {6}- .+\n)+)", text)[1]
+    lines = [line.strip().removeprefix("- ") for line in pip.splitlines()]
+    assert f"-c constraints/{lane(python)}.txt" in lines
+    (checkout,) = [line for line in lines if line.startswith("-e ")]
+    assert set(re.search(r"\[(.+)\]", checkout)[1].split(",")) <= set(EXTRAS)
+    assert len(lines) == 2  # everything else comes from these two
+
+
+def test_dockerfile_fits_the_project():
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    python = re.search(r"^FROM python:([\d.]+)-slim$", text, re.M)[1]
+    constraints = set(re.findall(r"-c constraints/(\w+)\.txt", text))
+    assert constraints == {lane(python)}
+    asked = re.findall(r"EXTRAS=([\w,]+)", text)
+    assert asked
+    assert {extra for extras in asked for extra in extras.split(",")} <= set(EXTRAS)
+    copied = {name for line in re.findall(r"^COPY (.+) \S+$", text, re.M) for name in line.split()}
+    kept = set(re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.M))
+    assert copied == kept  # nothing is copied that the build does not see, nothing seen that it does not need
+    assert all((ROOT / name).exists() for name in copied)
+    assert text.index("COPY pyproject.toml") < text.index("RUN pip install")
+
+
+def test_extras_that_the_install_page_names_are_those_of_the_project():
+    page = (ROOT / "docs" / "install" / "pip.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", page, re.M)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(EXTRAS)
