@@ -1,0 +1,218 @@
+"""From one optimizer's state to another's: what both remember is carried over, and the rest is said."""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxnn import tree
+from jaxnn.optim.compose.dtypes import decoded, encoded
+from jaxnn.optim.compose.places import Place, abstract_init, places
+from jaxnn.optim.compose.quantize import Quantized
+from jaxnn.optim.compose.transformation import Transformation, walk
+from jaxnn.optim.hyper import short_path
+from jaxnn.report import html_table, text_table
+from jaxnn.typing import PyTree
+
+Key = tuple[str, str, str | None, str]
+Written = dict[str, Any]
+_SAME = {  # states of optax that are ours by another name
+    "schedule": "lr",
+    "learningrate": "lr",
+    "trace": "momentum",
+    "factored": "adafactor",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Migration:
+    """What `migrate` did; prints as a table.
+
+    Attributes:
+        kept: Path in the new state -> path in the old one.
+        initialised: Path in the new state -> why it is as at the beginning.
+        dropped: Paths in the old state that nothing takes.
+    """
+
+    kept: Mapping[str, str]
+    initialised: Mapping[str, str]
+    dropped: tuple[str, ...]
+    params: tuple[str, ...] = dataclasses.field(repr=False)
+
+    def _table(self) -> tuple[list[tuple[Any, ...]], tuple[str, ...]]:
+        """Rows of leaves that differ in the parameter only."""
+        moved = {path: "" if source == path else f"from {self._place(source)}" for path, source in self.kept.items()}
+        named = {"kept": moved, "initialised": self.initialised, "dropped": dict.fromkeys(self.dropped, "")}
+        count = collections.Counter(
+            (what, self._place(path), why) for what, paths in named.items() for path, why in paths.items()
+        )
+        return [(what, at, n, why) for (what, at, why), n in count.items()], ("", "state", "leaves", "")
+
+    def _place(self, path: str) -> str:
+        for param in sorted(self.params, key=len, reverse=True):
+            if f"/{param}/" in f"/{path}/":
+                return f"/{path}/".replace(f"/{param}/", "/*/", 1).strip("/")
+        return path
+
+    def __str__(self) -> str:
+        head = f"{len(self.kept)} leaves kept, {len(self.initialised)} initialised, {len(self.dropped)} dropped"
+        return f"{head}\n{text_table(*self._table())}"
+
+    def _repr_html_(self) -> str:
+        return html_table(*self._table(), "Migration")
+
+
+def migrate(
+    old_state: PyTree, old_tx: optax.GradientTransformation, new_tx: optax.GradientTransformation, params: PyTree
+) -> tuple[PyTree, Migration]:
+    """A state of `new_tx` that goes on from `old_state`.
+
+    A leaf is carried over to where the same algorithm keeps the same thing of the same parameter, wherever in the chain
+    that is: stages may be added, removed, renamed and wrapped, parameters may change their group, storage its dtype
+    (8-bit included), and optax's `chain`, `partition`, `masked` and `inject_hyperparams` are seen through. A moment is
+    not carried from one algorithm to another. Hyperparameters are those of `new_tx` where it writes another value than
+    `old_tx` did, else the state's. Stages without moments (the rate, decay) count on from where the old ones were.
+
+    Args:
+        old_state: A state of `old_tx`; concrete arrays. Kept arrays are shared with it, not copied.
+        old_tx: The optimizer before.
+        new_tx: The optimizer from now on.
+        params: The parameters.
+
+    Returns:
+        (state, report): print the report.
+
+    Raises:
+        ValueError: If `old_state` is none of `old_tx`.
+    """
+    _check(old_state, old_tx, params)
+    flat = decoded(old_state)
+    old = list(places(flat, params))
+    found: dict[Key, list[Place]] = {}
+    for place in old:
+        found.setdefault(_key(place), []).append(place)
+    written = _written(old_tx), _written(new_tx)
+    start = new_tx.init(params)
+    fresh, treedef = jax.tree.flatten(start, is_leaf=lambda x: isinstance(x, Quantized))
+    targets = list(places(jax.eval_shape(decoded, start), params))
+    common = _common_count(old)
+    kept: dict[str, str] = {}
+    why: dict[str, str] = {}
+    leaves = []
+    for target, leaf in zip(targets, fresh, strict=True):
+        source = _choose(found.get(_key(target), []), target)
+        if source is None and _is_count(target) and not _has_moments(target, targets):
+            source = common
+        reason = _refusal(source, target, written)
+        if isinstance(source, Place) and reason is None:
+            kept[target.path] = source.path
+            leaves.append(encoded(source.leaf, leaf))
+        else:
+            why[target.path] = str(reason)
+            leaves.append(leaf)
+    used = set(kept.values())
+    dropped = tuple(place.path for place in old if place.path not in used and not _superseded(place))
+    report = Migration(kept, why, dropped, tuple(tree.leaves_by_path(params)))
+    return jax.tree.unflatten(treedef, leaves), report
+
+
+def _check(state: PyTree, tx: optax.GradientTransformation, params: PyTree) -> None:
+    expected, _ = abstract_init(tx, params)
+    if jax.tree.structure(expected) != jax.tree.structure(state):
+        shown = "; ".join(list(tree.differences(expected, state))[:4])
+        raise ValueError(
+            f"optim.migrate: old_state is no state of old_tx for these parameters (expected against given): "
+            f"{shown or 'another structure'}. Give the optimizer that made it."
+        )
+
+
+def _algorithm(name: str) -> str:
+    """`ScaleByAdamState`, `AdamState`, "scale_by_adam" -> "adam"."""
+    plain = re.sub(r"^scaleby|state$", "", name.lower().replace("_", ""))
+    return _SAME.get(plain, plain)
+
+
+def _inside(place: Place) -> str:
+    return place.inside.removeprefix("hyper/")
+
+
+def _key(place: Place) -> Key:
+    return _algorithm(place.owner), _inside(place), place.param, place.rest
+
+
+def _is_count(place: Place) -> bool:
+    return _inside(place) == "count" and np.ndim(place.leaf) == 0 and jnp.issubdtype(place.leaf.dtype, jnp.integer)
+
+
+def _choose(candidates: list[Place], target: Place) -> Place | str | None:
+    """The leaf to carry over; a text where there are several; None where there is none."""
+    for same in (lambda p: p.path == target.path, lambda p: (p.stage, p.group) == (target.stage, target.group)):
+        hits = [place for place in candidates if same(place)]
+        if len(hits) == 1:
+            return hits[0]
+    if len(candidates) > 1 and not _equal(candidates):
+        return f"could be any of {[place.path for place in candidates]}"
+    return candidates[0] if candidates else None
+
+
+def _equal(candidates: Iterable[Place]) -> bool:
+    """Whether scalars have one value."""
+    values = [place.leaf for place in candidates]
+    if any(np.ndim(v) or isinstance(v, jax.core.Tracer) for v in values):
+        return False
+    return len({np.asarray(v).item() for v in values}) == 1
+
+
+def _common_count(old: list[Place]) -> Place | str | None:
+    """The one number of updates that the old state has counted."""
+    counts = [place for place in old if _is_count(place)]
+    return counts[0] if counts and _equal(counts) else None
+
+
+def _has_moments(target: Place, targets: list[Place]) -> bool:
+    """Whether the state that a counter belongs to remembers anything of the parameters."""
+    root = target.path.removesuffix(target.inside)
+    return any(place.param is not None and place.path.startswith(root) for place in targets)
+
+
+def _refusal(source: Place | str | None, target: Place, written: tuple[Written, Written]) -> str | None:
+    """Why a leaf stays as at the beginning; None where it is carried over."""
+    if target.scalar and target.owner != "Metrics" and not _is_count(target):
+        now = written[1].get(_hyper_name(target), "its own")
+        before = written[0].get(_hyper_name(source), "its own") if isinstance(source, Place) else None
+        if before != now:
+            return f"the new one writes {now if isinstance(now, str) else format(now, 'g')}"
+    if source is None:
+        return "no counterpart"
+    if isinstance(source, str):
+        return source
+    if np.shape(source.leaf) != np.shape(target.leaf):
+        return f"shape {np.shape(target.leaf)}, was {np.shape(source.leaf)}"
+    return None
+
+
+def _superseded(place: Place) -> bool:
+    """Whether a leaf is a hyperparameter or a metric, whose successors are told of with the new state."""
+    return place.scalar and not _is_count(place)
+
+
+def _hyper_name(place: Place) -> str:
+    """A hyperparameter's full name: `stages/adam/hyper/values/b1` is `adam.b1`."""
+    node, _, name = place.path.rpartition("/")
+    return f"{short_path(node.rpartition('/')[0])}.{name}".lstrip(".")
+
+
+def _written(tx: optax.GradientTransformation) -> Written:
+    """Full name of each hyperparameter -> what was written: a number, or "a schedule"."""
+    found: Written = {}
+    for path, part in walk(tx):
+        if isinstance(part, Transformation) and part.hyper is not None:
+            values = {**part.hyper.constants, **dict.fromkeys(part.hyper.schedules, "a schedule")}
+            found |= {f"{path}.{name}".lstrip("."): value for name, value in values.items()}
+    return found

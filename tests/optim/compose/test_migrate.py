@@ -1,0 +1,129 @@
+"""States go on in another optimizer; what was kept, initialised and dropped is said."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxnn import optim
+
+PARAMS = {"mlp": {"kernel": jnp.ones((64, 32)), "bias": jnp.ones((32,))}, "embedding": jnp.ones((16, 8))}
+
+
+def after(tx, steps=3):
+    state = tx.init(PARAMS)
+    for step in range(steps):
+        grads = jax.tree.map(lambda p, s=step: jnp.sin((s + 1) * p), PARAMS)
+        _, state = jax.jit(tx.update)(grads, state, PARAMS)
+    return state
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_stage_is_added_and_another_renamed():
+    """In optax.chain a state's place is its number: a stage added before breaks every checkpoint."""
+    old = optim.stages(adam=optim.adam_core(), lr=optim.scale_by_lr(1e-2))
+    new = optim.stages(
+        clip=optim.clip_by_global_norm(1.0), direction=optim.adam_core(b2=0.95), rate=optim.scale_by_lr(1e-2)
+    )
+    state = after(old)
+    state = optim.set_hyper(state, lr=5e-3, b1=0.8)
+    moved, report = optim.migrate(state, old, new, PARAMS)
+    same(optim.get(moved, "direction.mu"), optim.get(state, "adam.mu"))
+    same(optim.get(moved, "direction.nu"), optim.get(state, "adam.nu"))
+    assert int(optim.get(moved, "direction.hyper.count")) == 3
+    assert int(optim.get(moved, "clip.hyper.count")) == 3
+    values = {name: float(value) for name, value in optim.hyper(moved).items()}
+    assert values["b1"] == np.float32(0.8)  # written alike: what a hook had set stays
+    assert values["b2"] == np.float32(0.95)
+    assert report.initialised["stages/direction/hyper/values/b2"] == "the new one writes 0.95"
+    assert report.kept["stages/direction/mu/embedding"] == "stages/adam/mu/embedding"
+    assert not report.dropped
+    text = [" ".join(line.split()) for line in str(report).splitlines()]
+    assert "kept stages/direction/mu/* 3 from stages/adam/mu/*" in text
+    assert "<table>" in report._repr_html_()
+    jax.jit(new.update)(PARAMS, moved, PARAMS)
+
+
+def test_from_an_optax_chain():
+    old = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.scale_by_adam(), optax.scale_by_learning_rate(lambda t: 1e-2)
+    )
+    new = optim.adamw(optim.linear(1e-2, 0.0, steps=100))
+    state = after(old)
+    moved, report = optim.migrate(state, old, new, PARAMS)
+    same(optim.get(moved, "adam.mu"), state[1].mu)
+    assert int(optim.get(moved, "adam.hyper.count")) == 3
+    assert int(optim.get(moved, "lr.hyper.count")) == 3
+    assert not report.dropped
+    updates, _ = new.update(PARAMS, moved, PARAMS)
+    assert all(bool(jnp.isfinite(u).all()) for u in jax.tree.leaves(updates))
+
+
+def test_from_inject_hyperparams_and_partition():
+    """optax #1371: states inside a partition cannot be taken out or put back."""
+    labels = {"mlp": {"kernel": "lion", "bias": "adam"}, "embedding": "adam"}
+    old = optax.inject_hyperparams(
+        lambda learning_rate: optax.chain(
+            optax.partition({"lion": optax.scale_by_lion(), "adam": optax.scale_by_adam()}, labels),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )(1e-2)
+    new = optim.stages(
+        pre=optim.groups(lion=(optim.role("matrix"), optim.lion_core()), adam=(optim.otherwise, optim.adam_core())),
+        lr=optim.scale_by_lr(1e-3),
+    )
+    state = after(old)
+    moved, report = optim.migrate(state, old, new, PARAMS)
+    parts = state.inner_state[0].inner_states
+    same(optim.get(moved, "lion.mu.mlp.kernel"), parts["lion"].inner_state.mu["mlp"]["kernel"])
+    same(optim.get(moved, "adam.nu.embedding"), parts["adam"].inner_state.nu["embedding"])
+    assert int(optim.get(moved, "adam.hyper.count")) == 3
+    assert float(optim.hyper(moved)["lr"]) == np.float32(1e-3)
+    assert "stages/lr/hyper/values/lr" in report.initialised
+
+
+def test_a_parameter_changes_its_group():
+    """A moment stays with its algorithm: Adam's first moment is no momentum of Lion's."""
+
+    def grouped(pattern):
+        return optim.groups(lion=(optim.path(pattern), optim.lion_core()), adam=(optim.otherwise, optim.adam_core()))
+
+    old, new = grouped("mlp/kernel"), grouped("kernel|embedding")
+    state = after(old)
+    moved, report = optim.migrate(state, old, new, PARAMS)
+    same(optim.get(moved, "lion.mu.mlp.kernel"), optim.get(state, "lion.mu.mlp.kernel"))
+    same(optim.get(moved, "adam.mu.mlp.bias"), optim.get(state, "adam.mu.mlp.bias"))
+    assert report.initialised == {"groups/lion/mu/embedding": "no counterpart"}
+    assert set(report.dropped) == {"groups/adam/mu/embedding", "groups/adam/nu/embedding"}
+    assert float(jnp.abs(optim.get(moved, "lion.mu.embedding")).max()) == 0
+
+
+def test_into_eight_bits_and_out_of_them():
+    old = optim.adamw(1e-2)
+    new = optim.skip_nonfinite(optim.with_state_dtype(optim.adamw(1e-2), optim.q8))
+    state = after(old)
+    small, report = optim.migrate(state, old, new, PARAMS)
+    assert not report.dropped
+    value = optim.get(small, "mu.mlp.kernel").value
+    np.testing.assert_allclose(value, optim.get(state, "mu.mlp.kernel"), rtol=1 / 16)
+    back, report = optim.migrate(small, new, old, PARAMS)
+    same(optim.get(back, "mu.mlp.kernel"), value)
+    assert optim.get(back, "mu.mlp.bias").dtype == jnp.float32
+    assert jax.tree.structure(back) == jax.tree.structure(state)
+
+
+def test_new_algorithms_start_anew():
+    old, new = optim.lion(1e-2), optim.adamw(1e-2)
+    moved, report = optim.migrate(after(old), old, new, PARAMS)
+    assert int(optim.get(moved, "adam.hyper.count")) == 0  # bias correction counts from the first moment's start
+    assert int(optim.get(moved, "lr.hyper.count")) == 3
+    assert "stages/lion/mu/embedding" in report.dropped
+
+
+def test_a_state_of_another_optimizer_is_refused():
+    with pytest.raises(ValueError, match=r"optim.migrate: old_state is no state of old_tx.*stages/adam/hyper/count"):
+        optim.migrate(after(optim.lion(1e-2)), optim.adamw(1e-2), optim.lion(1e-2), PARAMS)
