@@ -15,8 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxnn.typing import Array
+from jaxnn.typing import Array, HostArray
 
 _examples: contextvars.ContextVar[Array | None] = contextvars.ContextVar("jaxnn_examples", default=None)
 
@@ -38,7 +39,7 @@ def check_seed(seed: Any, where: str) -> int:
     return number
 
 
-def seed_key(seed: int) -> Array:
+def seed_key(seed: int) -> HostArray:
     """The constant key of a run: uint32[2] raw data of a threefry key.
 
     Args:
@@ -48,16 +49,16 @@ def seed_key(seed: int) -> Array:
         TypeError: If it is no integer.
         ValueError: If it is out of range: jax would keep its lower 32 bits.
     """
-    seed = check_seed(seed, "rng.seed_key")
-    return jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
+    # What jax.random.key makes of a number below 2**32, for which it compiles a program.
+    return np.array([0, check_seed(seed, "rng.seed_key")], np.uint32)
 
 
-def wrap(data: Array) -> Array:
+def wrap(data: Array | HostArray) -> Array:
     """A typed key from raw uint32[2] data."""
     return jax.random.wrap_key_data(data, impl="threefry2x32")
 
 
-def step_key(data: Array, data_step: Array) -> Array:
+def step_key(data: Array | HostArray, data_step: Array) -> Array:
     """The typed key of one data step, from the run's raw key."""
     return jax.random.fold_in(wrap(data), data_step)
 

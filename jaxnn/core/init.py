@@ -1,9 +1,10 @@
 """Parameters from initialisers: one small program a (initialiser, shape), not one large one a model.
 
-A Linen model's initialisers are captured while its shapes are computed, each is given a key of its own from the path
-of its parameter, and each distinct (initialiser, shape) is compiled once. Layers that differ only by their number
-share programs, so the time to initialise does not grow with depth, and a loop over layers (`blocks_3/...`) and a scan
-over them (`blocks/...`, stacked) get the same values. Constant initialisers compile nothing.
+A Linen model's initialisers are captured while its shapes are computed, and each is given a key of its own from the
+path of its parameter. Those of small parameters are evaluated on the host (`core.host`); of the others each distinct
+(initialiser, shape) is compiled once. Layers that differ only by their number share programs, so the time to initialise
+does not grow with depth, and a loop over layers (`blocks_3/...`) and a scan over them (`blocks/...`, stacked) get the
+same values. Constant initialisers compile nothing.
 
 Members of an `nn.vmap` are layers too: each gets a key of its own, whatever its `split_rngs`. A model whose
 parameters cannot all be captured is initialised by `jit(task.init)`.
@@ -11,6 +12,7 @@ parameters cannot all be captured is initialised by `jit(task.init)`.
 
 import contextlib
 import functools
+import math
 import re
 import threading
 import zlib
@@ -23,6 +25,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxnn import rng, tree
+from jaxnn.core import host
 from jaxnn.core.task import Task
 from jaxnn.typing import Array, Batch, ModelState, Params, PyTree
 
@@ -100,6 +103,29 @@ def _constant(jaxpr: Any) -> Any | None:
     return value if value is not None and np.ndim(value) == 0 else None
 
 
+# A layer's parameter up to this size is initialised on the host, whatever else the model has: some 10 ms, where a
+# program takes half a second to compile.
+HOST_ELEMENTS = 2**18
+
+
+def _on_host(jaxpr: Any, shape: Any, key: Any, name: int, numbers: tuple[int, ...], layers: int, place: int) -> Any:
+    """The parameter's value by NumPy, or None where it is large or its initialiser has parts that NumPy does not do."""
+    size = math.prod(shape.shape[1:] if layers else shape.shape)
+    if size > HOST_ELEMENTS or isinstance(key, jax.core.Tracer):
+        return None
+    first = host.fold_in(np.asarray(key), name)
+
+    def one(numbers: tuple[int, ...]) -> np.ndarray:
+        return host.evaluate(jaxpr, functools.reduce(host.fold_in, numbers, first))[0]
+
+    try:
+        if not layers:
+            return one(numbers)
+        return np.stack([one((*numbers[:place], layer, *numbers[place + 1 :])) for layer in range(layers)])
+    except host.Unknown:
+        return None
+
+
 _programs: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
 
@@ -143,7 +169,7 @@ class Described(NamedTuple):
 def describe(task: Task, batch: Batch) -> Described:
     """The shapes of a task's variables, and where the task has a Linen module, its initialisers and roles.
     Compiles nothing."""
-    key = jax.random.key(0, impl="threefry2x32")
+    key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
     with _capturing() as record:
         # A function of its own: eval_shape would answer for one that was traced before from its cache, and capture
         # nothing.
@@ -162,10 +188,11 @@ def _captured_params(described: Described, key: Array) -> Params | None:
     if set(shapes) != set(described.captured):
         return None
     values: dict[str, Any] = {}
+    abstract_key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))  # making one compiles a program
     for path, shape in shapes.items():
         captured = described.captured[path]
         try:
-            jaxpr, inner = jax.make_jaxpr(captured.make, return_shape=True)(jax.random.key(0, impl="threefry2x32"))
+            jaxpr, inner = jax.make_jaxpr(captured.make, return_shape=True)(abstract_key)
         except jax.errors.UnexpectedTracerError:  # the initialiser looks at the data
             return None
         if any(isinstance(value, jax.core.Tracer) for value in jaxpr.consts):  # the same, under another trace
@@ -178,6 +205,10 @@ def _captured_params(described: Described, key: Array) -> Params | None:
             continue
         name, numbers, place = parameter_key(path, stacked > 0)
         layers = shape.shape[0] if stacked else 0
+        value = _on_host(jaxpr, shape, key, name, numbers, layers, place)
+        if value is not None:
+            values[path] = value
+            continue
         program = _program(captured, jaxpr, len(numbers), layers, place)
         values[path] = program(key, np.uint32(name), np.asarray(numbers, np.uint32))
     return tree.map_by_path(lambda path, _: values[path], described.params)

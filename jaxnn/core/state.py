@@ -7,7 +7,7 @@ import numpy as np
 import optax
 
 from jaxnn import optim, rng, tree
-from jaxnn.core import display
+from jaxnn.core import display, host
 from jaxnn.core.init import init_variables, roles, strong
 from jaxnn.core.task import Task
 from jaxnn.typing import Array, Batch, ModelState, Params, PyTree, Strategy
@@ -85,9 +85,25 @@ def init_state(
     key = rng.seed_key(seed)
     params, model_state = init_variables(task, key, batch)
     with tree.declaring(lambda: roles(task, batch)):
-        opt_state = jax.jit(lambda p: strong(tx.init(p)))(params)
+        opt_state = _optimizer_state(tx, params)
     zero = np.zeros((), np.int32)
     return strategy.put_state(State(zero, zero, params, model_state, opt_state, key))
+
+
+def _optimizer_state(tx: optax.GradientTransformation, params: PyTree) -> PyTree:
+    """The optimizer's first state: zeros and copies, mostly, which need no compiler."""
+
+    def init(params: PyTree) -> PyTree:
+        return strong(tx.init(params))
+
+    leaves = jax.tree.leaves(params)
+    if all(isinstance(leaf, np.ndarray) for leaf in leaves):
+        try:
+            jaxpr, shapes = jax.make_jaxpr(init, return_shape=True)(params)
+            return jax.tree.unflatten(jax.tree.structure(shapes), host.evaluate(jaxpr, *leaves))
+        except host.Unknown:
+            pass
+    return jax.jit(init)(params)
 
 
 def check_same(before: PyTree, after: PyTree, where: str) -> None:

@@ -16,6 +16,14 @@ BATCH = complete({"x": np.ones((8, 6), np.float32), "y": np.ones((8, 3), np.floa
 TOKENS = complete({"x": np.ones((8, 4), np.int32), "y": np.ones((8, 4), np.int32)})
 
 
+@pytest.fixture(autouse=True, params=["host", "compiled"])
+def place(request, monkeypatch):
+    """Every test twice: small parameters on the host, and all of them by compiled programs."""
+    if request.param == "compiled":
+        monkeypatch.setattr(core_init, "HOST_ELEMENTS", 0)
+    return request.param
+
+
 def params_of(module, batch=BATCH, seed=0):
     return jax.device_get(core_init.init_variables(core.supervised(module, losses.mse), rng.seed_key(seed), batch)[0])
 
