@@ -1,8 +1,10 @@
 """Running an experiment as a command: config from arguments, errors in a line, interruption as an exit code."""
 
+import os
 import re
+import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from jaxnn.runs import Section, write_summary
 from jaxnn.train.run import Interrupted, Run
 
 # The form in which this library says what is wrong with what it was given: "train.fit: ...", "data.TextFiles: ...".
-_OURS = re.compile(r"(train|data|losses|metrics|models|parallel|runs|core|tree|rng|sharding|cost|bench)\.\w[\w.]*: ")
+_ROOMS = "train|data|losses|metrics|models|layers|optim|parallel|runs|core|tree|rng|sharding|cost|bench|report"
+_OURS = re.compile(rf"(({_ROOMS})\.\w[\w.]*|Task|batch): ")
 USAGE = 2
 
 
@@ -62,7 +65,7 @@ def command(main: Callable[[Any], Any], config: type, argv: list[str] | None = N
     """Calls `main(config(...))` with the config that the command line gives; `--help` lists its fields.
 
     What the library refuses is printed as one line, exit code 2. A run interrupted by Ctrl-C or SIGTERM has been saved;
-    how to go on is printed, exit code 128 + the signal's number. Everything else is raised.
+    the command that goes on with it is printed, exit code 128 + the signal's number. Everything else is raised.
 
     Args:
         main: The experiment.
@@ -76,9 +79,28 @@ def command(main: Callable[[Any], Any], config: type, argv: list[str] | None = N
         return main(settings)
     except Interrupted as interrupted:
         print(f"\n{interrupted}", file=sys.stderr)
+        if interrupted.run.folder is not None and hasattr(settings, "resume") and hasattr(settings, "out"):
+            given = sys.argv[1:] if argv is None else argv
+            print(f"Go on: {_go_on(given, interrupted.run.folder.path)}", file=sys.stderr)
         sys.exit(128 + interrupted.signal)
     except (TypeError, ValueError) as error:
         if not _OURS.match(str(error)):
             raise
         print(error, file=sys.stderr)
         sys.exit(USAGE)
+
+
+def _go_on(argv: Sequence[str], folder: Path) -> str:
+    """The command line that resumes the run in `folder`: the options it was started with, its folder, and --resume."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    program = [sys.argv[0]] if spec is None else ["-m", spec.name]
+    words = [word for word in argv if word != "--resume"]
+    if not any(word == "--out" or word.startswith("--out=") for word in words):
+        words += ["--out", _near(folder)]
+    return shlex.join([_near(sys.executable), *program, *words, "--resume"])
+
+
+def _near(path: str | Path) -> str:
+    """A path as seen from the working folder, where it lies in it."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith(os.pardir) else relative
