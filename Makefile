@@ -18,7 +18,7 @@ endif
 BENCHES ?= imports dispatch overhead compile loader checkpoint
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-newest test-all check bench docs doctor
+.PHONY: help train test test-newest test-all check bench bench-peers data docs doctor
 .DELETE_ON_ERROR:
 
 help: ## This list.
@@ -50,8 +50,24 @@ bench: .venv/.installed-test ## The short benchmarks, each figure beside its goa
 docs: .venv/.installed-docs ## The documentation, into build/site; warnings are errors.
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --quiet $(ARGS) && echo 'build/site/index.html'
 
+data: .cache/fashion-mnist/t10k-labels-idx1-ubyte.gz ## Fetch Fashion-MNIST (31 MB, from a Debian package) into .cache/fashion-mnist.
+	@echo 'python -m experiments.mnist_cnn --data .cache/fashion-mnist --dropout 0.4 --lr 2e-3 --batch 64 --epochs 12'
+
+bench-peers: .venv/.installed-test .venv-peers/.installed-peers ## The articles' programs against Keras and PyTorch; 12 minutes, alone on the machine.
+	@.venv/bin/python -m benchmarks.articles $(ARGS)
+
 doctor: .venv/.installed-experiments ## What of this machine will work, and what will not.
 	@.venv/bin/python -m jaxnn doctor $(ARGS)
+
+# The package need not be installed, only unpacked: no root, and nothing left in the system.
+.cache/fashion-mnist/t10k-labels-idx1-ubyte.gz:
+	@command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { echo 'make data needs apt-get and dpkg-deb (Debian, Ubuntu). Elsewhere: put the four IDX files of Fashion-MNIST into .cache/fashion-mnist.'; exit 1; }
+	@rm -rf .cache/fetch && mkdir -p .cache/fetch .cache/fashion-mnist
+	@cd .cache/fetch && { apt-get download -qq dataset-fashion-mnist 2>/dev/null || { apt-get update -qq && apt-get download -qq dataset-fashion-mnist; } \
+		|| { echo 'The package dataset-fashion-mnist could not be fetched: see what apt-get update says, or put the four IDX files of Fashion-MNIST into .cache/fashion-mnist.'; exit 1; }; }
+	@dpkg-deb -x .cache/fetch/dataset-fashion-mnist_*.deb .cache/fetch/unpacked
+	@cp .cache/fetch/unpacked/usr/share/datasets/fashion-mnist/*-ubyte.gz .cache/fashion-mnist/ && rm -r .cache/fetch
+	@touch $@
 
 # $(call install,FOLDER,INTERPRETER,EXTRA): the folder is made anew where its interpreter does not start.
 define install
@@ -78,3 +94,10 @@ endef
 
 .venv-newest/.installed-test: $(STAMPS_NEED)
 	$(call install,.venv-newest,$(NEWEST),test)
+
+# What others made, apart from everything else. Where pip finds a CPU build of PyTorch of this version, it takes that one.
+.venv-peers/.installed-peers: constraints/peers.txt
+	@$(PYTHON) -m venv --clear .venv-peers
+	@echo 'Installing Keras, TensorFlow and PyTorch into .venv-peers; the first time takes some minutes'
+	@.venv-peers/bin/python $(PIP) -r constraints/peers.txt
+	@touch $@
