@@ -71,9 +71,12 @@ POSITIVE = Domain(low=0, low_open=True)
 DECAY_RATE = Domain(low=0, high=1, high_open=True)  # of an exponential average
 SHARE = Domain(low=0, high=1)
 
+MULTIPLIER = "lr_multiplier"  # scales a scheduled rate as a whole
+
 # What the field's names mean everywhere; other names take any finite number unless the algorithm says more.
 DOMAINS: dict[str, Domain] = {
     "lr": NONNEGATIVE,
+    MULTIPLIER: NONNEGATIVE,
     "b1": DECAY_RATE,
     "b2": DECAY_RATE,
     "b3": DECAY_RATE,
@@ -107,7 +110,8 @@ class Hyperparameters:
     Args:
         where: What an error calls the stage: "optim.adam".
         domains: Domains of names that `DOMAINS` does not know.
-        given: Name -> number, or schedule (update number, from 0 -> number).
+        given: Name -> number, or schedule (update number, from 0 -> number). A scheduled "lr" brings another one,
+            "lr_multiplier", which scales all of it.
 
     Raises:
         TypeError: If a value is neither.
@@ -127,6 +131,8 @@ class Hyperparameters:
                     raise ValueError(f"{where}: the schedule of {name} fails at step 0: {error}") from error
                 check_number(where, f"the schedule of {name} at step 0", first, self.domains[name])
                 self.schedules[name] = value
+                if name == "lr":  # the one to sweep where the rate follows a schedule
+                    self.constants[MULTIPLIER] = 1.0
             else:
                 self.constants[name] = check_number(where, name, value, self.domains[name])
 
@@ -140,7 +146,10 @@ class Hyperparameters:
         """The values for the next update, and the state after it. Traceable."""
         values = dict(hypers.values)
         for name, schedule in self.schedules.items():
-            values[name] = jnp.where(hypers.held[name], values[name], _scalar(schedule(hypers.count)))
+            value = _scalar(schedule(hypers.count))
+            if name == "lr":
+                value = value * values[MULTIPLIER]
+            values[name] = jnp.where(hypers.held[name], values[name], value)
         count = hypers.count + 1
         return InEffect(values | {"count": count.astype(jnp.float32)}), Hypers(count, values, hypers.held)
 

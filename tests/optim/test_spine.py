@@ -180,3 +180,20 @@ def test_populations_are_a_vmap():
         close(
             jax.tree.map(lambda u, i=i: u[i], updates), alone.update(gradients(params), alone.init(params), params)[0]
         )
+
+
+def test_a_scheduled_rate_is_scaled_as_a_whole():
+    params = parameters()
+    tx = optim.adam(optim.linear(1e-2, 0.0, 100))
+    state = optim.set_hyper(tx.init(params), lr_multiplier=3.0)
+    for step in range(3):
+        updates, state = tx.update(gradients(params), state, params)
+        assert float(optim.hyper(state)["lr"]) == pytest.approx(3e-2 * (1 - step / 100), rel=1e-6)
+    other = optim.adam(optim.linear(3e-2, 0.0, 100))
+    after = other.init(params)
+    for _ in range(3):
+        expected, after = other.update(gradients(params), after, params)
+    close(updates, expected)
+    state = optim.set_hyper(state, lr=0.5)
+    _, state = tx.update(gradients(params), state, params)
+    assert float(optim.hyper(state)["lr"]) == 0.5

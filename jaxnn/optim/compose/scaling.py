@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxnn.optim.compose import select
 from jaxnn.optim.compose.transformation import Context, Transformation, known_norm
-from jaxnn.optim.hyper import NONNEGATIVE, Hyperparameters, Hypers
+from jaxnn.optim.hyper import Hyperparameters, Hypers
 from jaxnn.typing import Array, PyTree, Schedule
 
 
@@ -81,8 +81,7 @@ def scale_by_lr(lr: float | Schedule) -> Transformation:
     Raises:
         ValueError: If the rate is negative.
     """
-    scheduled = {"lr_multiplier": 1.0} if callable(lr) else {}
-    hyper = Hyperparameters("optim.scale_by_lr", domains={"lr_multiplier": NONNEGATIVE}, lr=lr, **scheduled)
+    hyper = Hyperparameters("optim.scale_by_lr", lr=lr)
 
     def init(params: PyTree) -> ScaleByLrState:
         del params
@@ -93,11 +92,10 @@ def scale_by_lr(lr: float | Schedule) -> Transformation:
     ) -> tuple[PyTree, ScaleByLrState]:
         del params, extra
         h, hypers = hyper.at(state.hyper)
-        rate = h.lr * h.get("lr_multiplier", 1.0)
         multipliers = context.lr_multipliers if context is not None else None
         if multipliers is None:
-            return jax.tree.map(lambda u: times(-rate, u), updates), ScaleByLrState(hypers)
-        scaled = jax.tree.map(lambda u, m: times(-rate * m, u), updates, multipliers)
+            return jax.tree.map(lambda u: times(-h.lr, u), updates), ScaleByLrState(hypers)
+        scaled = jax.tree.map(lambda u, m: times(-h.lr * m, u), updates, multipliers)
         return scaled, ScaleByLrState(hypers)
 
     def in_effect(state: ScaleByLrState) -> tuple[Array, Any]:
@@ -105,7 +103,7 @@ def scale_by_lr(lr: float | Schedule) -> Transformation:
         if not callable(lr):
             return h.lr, h.lr
         peak = getattr(lr, "peak", None)
-        return h.lr * h.lr_multiplier, None if peak is None else peak * h.lr_multiplier
+        return h.lr, None if peak is None else peak * h.lr_multiplier
 
     return Transformation(
         init, update, name="scale_by_lr", hyper=hyper, wants_context=True, facts={"lr_in_effect": in_effect}
