@@ -56,11 +56,14 @@ from jaxnn.optim.algorithms.schedule_free import schedule_free_radam as schedule
 from jaxnn.optim.algorithms.schedule_free import schedule_free_sgd as schedule_free_sgd
 from jaxnn.optim.algorithms.sgd import sgd as sgd
 from jaxnn.optim.algorithms.sgd import sgd_core as sgd_core
+from jaxnn.optim.algorithms.soap import soap as soap
+from jaxnn.optim.algorithms.soap import soap_core as soap_core
 from jaxnn.optim.compose.access import get as get
 from jaxnn.optim.compose.access import replace as replace
 from jaxnn.optim.compose.access import reset as reset
 from jaxnn.optim.compose.accumulate import accumulate as accumulate
 from jaxnn.optim.compose.apply import apply_updates as apply_updates
+from jaxnn.optim.compose.batched import batched as batched
 from jaxnn.optim.compose.dtypes import Blockwise as Blockwise
 from jaxnn.optim.compose.dtypes import q8 as q8
 from jaxnn.optim.compose.dtypes import with_state_dtype as with_state_dtype
@@ -69,6 +72,7 @@ from jaxnn.optim.compose.groups import group as group
 from jaxnn.optim.compose.groups import groups as groups
 from jaxnn.optim.compose.matrices import Heads as Heads
 from jaxnn.optim.compose.measures import metrics as metrics
+from jaxnn.optim.compose.migrate import migrate as migrate
 from jaxnn.optim.compose.rounding import master_weights as master_weights
 from jaxnn.optim.compose.rounding import stochastic_rounding as stochastic_rounding
 from jaxnn.optim.compose.scaling import clip_by_global_norm as clip_by_global_norm

@@ -22,6 +22,7 @@ from jaxnn.optim.algorithms.prodigy import prodigy
 from jaxnn.optim.algorithms.rmsprop import rmsprop
 from jaxnn.optim.algorithms.schedule_free import schedule_free_adamw, schedule_free_radam, schedule_free_sgd
 from jaxnn.optim.algorithms.sgd import sgd
+from jaxnn.optim.algorithms.soap import soap
 from jaxnn.optim.compose.scaling import decay, scale_by_lr
 from jaxnn.optim.compose.select import ndim
 from jaxnn.optim.compose.stages import stages
@@ -56,6 +57,7 @@ OPTIMIZERS: dict[str, Entry] = {
     "lion": Entry(lion, 3e-3, "arXiv:2302.06675"),
     "muon": Entry(muon, 1e-2, "arXiv:2502.16982"),
     "normuon": Entry(normuon, 1e-2, "arXiv:2510.05491"),
+    "soap": Entry(soap, 1e-2, "arXiv:2409.11321"),
     "amsgrad": Entry(amsgrad, 1e-2, "arXiv:1904.09237"),
     "nadam": Entry(nadam, 1e-2, "Dozat 2016"),
     "radam": Entry(radam, 1e-2, "arXiv:1908.03265"),

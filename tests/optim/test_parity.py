@@ -1,0 +1,117 @@
+"""Every optimizer against the package it comes from: frozen fixtures, made by tests/fixtures/make_optim_fixtures.py.
+
+One entry of CASES is one comparison. The error is the largest difference of a parameter after any step, over the
+largest distance that the reference moved it; docs/optim-divergences.md lists those that are not small, and why.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxnn import optim
+
+FIXTURES = pathlib.Path(__file__).resolve().parent.parent / "fixtures" / "optim"
+ELEMENTWISE, MATRIX = 1e-5, 1e-4  # float32 against float64, over 10 steps
+
+
+class Case(NamedTuple):
+    """One comparison.
+
+    Attributes:
+        make: The fixture's extra arrays by name -> optimizer.
+        tolerance: Of the error.
+        least: The error is at least this: a documented divergence, which must not go unnoticed when it ends.
+        fixture: Name of the file; the case's name by default.
+        read: (state, parameters) -> the parameters to compare.
+    """
+
+    make: Callable[[dict[str, np.ndarray]], optax.GradientTransformation]
+    tolerance: float = ELEMENTWISE
+    least: float = 0.0
+    fixture: str = ""
+    read: Callable[[Any, Any], Any] = lambda state, params: params
+
+
+CASES: dict[str, Case] = {
+    "sgd": Case(lambda extra: optim.sgd(0.1)),
+    "sgd_momentum": Case(lambda extra: optim.sgd(0.1, 0.9, 0.3)),
+    "sgd_nesterov": Case(lambda extra: optim.sgd(0.1, 0.9, nesterov=True)),
+    "rmsprop": Case(lambda extra: optim.rmsprop(0.01)),
+    "rmsprop_all": Case(lambda extra: optim.rmsprop(0.01, 0.9, momentum=0.8, centered=True)),
+    "adagrad": Case(lambda extra: optim.adagrad(0.1, initial=0.1)),
+    "adam": Case(lambda extra: optim.adam(0.01)),
+    "adamw": Case(lambda extra: optim.adamw(0.01, weight_decay=0.1)),
+    "lion": Case(lambda extra: optim.lion(0.01, weight_decay=0.1)),
+    "muon": Case(lambda extra: optim.muon(0.02, weight_decay=0.1, scale=optim.spectral), MATRIX),
+    "muon_rms": Case(
+        lambda extra: optim.muon(0.02, weight_decay=0.1, nesterov=False, orthogonalize=optim.newton_schulz(3)), MATRIX
+    ),
+    "muon_gram": Case(
+        lambda extra: optim.muon(
+            0.02, weight_decay=0.1, orthogonalize=optim.newton_schulz(gram=1), scale=optim.spectral
+        ),
+        MATRIX,
+        fixture="muon",
+    ),
+    "muon_bfloat16": Case(lambda extra: optim.muon(0.02, weight_decay=0.1, scale=optim.spectral), 0.05, least=1e-3),
+    "normuon": Case(lambda extra: optim.normuon(0.02, weight_decay=0.1), MATRIX),
+    "soap": Case(lambda extra: optim.soap(0.01, weight_decay=0.0, every=3, max_dim=6), MATRIX),
+}
+
+
+def load(name: str) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
+    """A fixture's arrays by kind and leaf, and how it was made."""
+    with np.load(FIXTURES / f"{name}.npz") as file:
+        arrays: dict[str, dict[str, np.ndarray]] = {"extra": {}}
+        for key in file.files:
+            if key != "about":
+                kind, _, leaf = key.partition("/")
+                arrays.setdefault(kind, {})[leaf] = file[key]
+        return arrays, json.loads(str(file["about"]))
+
+
+def run(case: Case, arrays: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The parameters after every step."""
+    tx = case.make(arrays["extra"])
+    params = {name: jnp.asarray(x) for name, x in arrays["start"].items()}
+    grads = {name: jnp.asarray(x) for name, x in arrays["grads"].items()}
+
+    def step(carry: Any, g: Any) -> Any:
+        params, state = carry
+        value = jnp.zeros(())
+        updates, state = optax.with_extra_args_support(tx).update(g, state, params, value=value)
+        params = jax.tree.map(jnp.add, params, updates)
+        return (params, state), case.read(state, params)
+
+    return jax.jit(lambda: jax.lax.scan(step, (params, tx.init(params)), grads)[1])()
+
+
+def error(arrays: dict[str, dict[str, np.ndarray]], ours: dict[str, np.ndarray]) -> float:
+    """The largest difference over the largest movement, of any leaf."""
+    found = []
+    for name, theirs in arrays["params"].items():
+        moved = np.abs(theirs - arrays["start"][name]).max()
+        found.append(np.abs(np.asarray(ours[name], np.float64) - theirs).max() / moved)
+    return float(max(found))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_moves_as_its_reference(name):
+    case = CASES[name]
+    arrays, about = load(case.fixture or name)
+    found = error(arrays, run(case, arrays))
+    assert case.least <= found <= case.tolerance, f"{name}: error {found:.2e} against {about}"
+
+
+def test_every_fixture_is_used_and_small():
+    files = {path.stem: path for path in FIXTURES.glob("*.npz")}
+    assert set(files) == {case.fixture or name for name, case in CASES.items()}
+    assert max(path.stat().st_size for path in files.values()) < 100_000
+    assert all("versions" in load(name)[1] for name in files)
