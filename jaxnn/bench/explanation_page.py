@@ -55,7 +55,7 @@ def make(found: Explanation, against: Explanation | None) -> Page:
         "None."
     )
     page.heading("Compilation")
-    page.table([(k, v) for k, v in found.compile.items()], ("part", "value"))
+    page.table([(k, _whole(v)) for k, v in found.compile.items()], ("part", "value"))
     page.heading("Environment")
     return page.table([(k, str(v)) for k, v in found.environment.items() if v not in ("", None)], ("", ""))
 
@@ -104,7 +104,7 @@ def _differences(page: Page, found: Explanation, other: Explanation) -> None:
         page.text(f"That was on {there}, this on {here}: counts compare, seconds and executables do not.")
     rows = []
     for figures, olds in ((found.totals, other.totals), (found.memory, other.memory), (found.compile, other.compile)):
-        rows += [(k, olds.get(k, 0.0), v, _change(olds.get(k, 0.0), v)) for k, v in figures.items()]
+        rows += [(k, _whole(olds.get(k, 0.0)), _whole(v), _change(olds.get(k, 0.0), v)) for k, v in figures.items()]
     page.table(rows, ("figure", "before", "now", "change"))
     new, old = found.by(_place), other.by(_place)
     changed = _changed(new, old)
@@ -115,6 +115,11 @@ def _differences(page: Page, found: Explanation, other: Explanation) -> None:
     page.table(changed[:ROWS], ("where", "FLOPs before", "FLOPs now", "bytes before", "bytes now"))
     if found.collectives != other.collectives:
         page.text("Collectives before:", *(other.collectives or ("none",)))
+
+
+def _whole(value: float) -> float:
+    """Counts without a decimal point."""
+    return int(value) if value == int(value) else value
 
 
 def _place(part: Part) -> str:
