@@ -15,7 +15,6 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
-from xml.etree import ElementTree
 
 import numpy as np
 
@@ -202,6 +201,8 @@ def sparkline(values: Any, width: int = 120, height: int = 22) -> Markup:
 
 def _inline_svg(figure: "Figure", prefix: str, label: str) -> str:
     """`figure` as an SVG element for an HTML body: ids made unique to it, no namespaces, ink in the theme's colour."""
+    from xml.etree import ElementTree
+
     import matplotlib
 
     buffer = io.BytesIO()
