@@ -89,6 +89,30 @@ def ndim(*ranks: int) -> Predicate:
     return Predicate(lambda leaf: leaf.ndim in ranks, f"ndim({', '.join(map(str, ranks))})")
 
 
+def by_mask(mask: PyTree) -> Predicate:
+    """Parameters for which a tree of bools, of their structure, says True.
+
+    Raises:
+        TypeError: If a leaf of the mask is no bool.
+        ValueError: When it is asked, if a parameter has no entry in the mask.
+    """
+    entries = tree.leaves_by_path(mask)
+    for name, value in entries.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"optim.by_mask: entry {name!r} is {value!r:.60}. Give a tree of bools.")
+
+    def test(leaf: Leaf) -> bool:
+        if leaf.path not in entries:
+            shown = ", ".join(list(entries)[:6]) + (f" and {len(entries) - 6} more" if len(entries) > 6 else "")
+            raise ValueError(
+                f"optim.by_mask: leaf {leaf.path!r} {leaf.shape} has no entry in the mask, which has {shown or 'none'}."
+                " Give a mask of the parameters' structure."
+            )
+        return entries[leaf.path]
+
+    return Predicate(test, f"by_mask({sum(entries.values())} of {len(entries)})")
+
+
 otherwise = Predicate(lambda leaf: False, "otherwise")  # the group of what no other group matches
 everything = Predicate(lambda leaf: True, "everything")
 

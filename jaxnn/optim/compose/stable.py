@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxnn import tree
 from jaxnn.optim.compose.scaling import full
 from jaxnn.optim.compose.transformation import Transformation, check, label
 from jaxnn.typing import Array, PyTree
@@ -27,7 +28,13 @@ def stable(tx: optax.GradientTransformation) -> optax.GradientTransformationExtr
         return inner
 
     def init(params: PyTree) -> PyTree:
-        return jax.tree.map(_strong, inner.init(wide(params)))
+        try:
+            state = inner.init(wide(params))
+        except (TypeError, ValueError) as error:
+            paths = list(tree.leaves_by_path(params))
+            error.add_note(f"optim: {label(tx)} fails on the parameters {paths[:6]}{' ...' if len(paths) > 6 else ''}")
+            raise
+        return jax.tree.map(_strong, state)
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any) -> tuple[PyTree, PyTree]:
         new_updates, new = inner.update(wide(updates), state, None if params is None else wide(params), **extra)
