@@ -14,6 +14,8 @@ reports is chosen when it is built.
     )
 """
 
+from jaxnn.optim.algorithms.adafactor import adafactor as adafactor
+from jaxnn.optim.algorithms.adafactor import adafactor_core as adafactor_core
 from jaxnn.optim.algorithms.adagrad import adagrad as adagrad
 from jaxnn.optim.algorithms.adagrad import adagrad_core as adagrad_core
 from jaxnn.optim.algorithms.adam import adam as adam
@@ -49,6 +51,8 @@ from jaxnn.optim.algorithms.orthogonalize import spectral as spectral
 from jaxnn.optim.algorithms.orthogonalize import unscaled as unscaled
 from jaxnn.optim.algorithms.prodigy import prodigy as prodigy
 from jaxnn.optim.algorithms.prodigy import prodigy_core as prodigy_core
+from jaxnn.optim.algorithms.psgd import psgd_kron as psgd_kron
+from jaxnn.optim.algorithms.psgd import psgd_kron_core as psgd_kron_core
 from jaxnn.optim.algorithms.rmsprop import rmsprop as rmsprop
 from jaxnn.optim.algorithms.rmsprop import rmsprop_core as rmsprop_core
 from jaxnn.optim.algorithms.schedule_free import schedule_free_adamw as schedule_free_adamw
@@ -80,6 +84,7 @@ from jaxnn.optim.compose.scaling import decay as decay
 from jaxnn.optim.compose.scaling import frozen as frozen
 from jaxnn.optim.compose.scaling import scale_by_lr as scale_by_lr
 from jaxnn.optim.compose.scaling import stateless as stateless
+from jaxnn.optim.compose.select import by_mask as by_mask
 from jaxnn.optim.compose.select import everything as everything
 from jaxnn.optim.compose.select import ndim as ndim
 from jaxnn.optim.compose.select import otherwise as otherwise

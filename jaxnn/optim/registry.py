@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import optax
 
+from jaxnn.optim.algorithms.adafactor import adafactor
 from jaxnn.optim.algorithms.adagrad import adagrad
 from jaxnn.optim.algorithms.adam import adam, adam_core, adamw
 from jaxnn.optim.algorithms.adam_variants import amsgrad, nadam, radam
@@ -19,6 +20,7 @@ from jaxnn.optim.algorithms.mars import mars
 from jaxnn.optim.algorithms.muon import muon
 from jaxnn.optim.algorithms.normuon import normuon
 from jaxnn.optim.algorithms.prodigy import prodigy
+from jaxnn.optim.algorithms.psgd import psgd_kron
 from jaxnn.optim.algorithms.rmsprop import rmsprop
 from jaxnn.optim.algorithms.schedule_free import schedule_free_adamw, schedule_free_radam, schedule_free_sgd
 from jaxnn.optim.algorithms.sgd import sgd
@@ -58,6 +60,8 @@ OPTIMIZERS: dict[str, Entry] = {
     "muon": Entry(muon, 1e-2, "arXiv:2502.16982"),
     "normuon": Entry(normuon, 1e-2, "arXiv:2510.05491"),
     "soap": Entry(soap, 1e-2, "arXiv:2409.11321"),
+    "psgd_kron": Entry(psgd_kron, 1e-2, "arXiv:1512.04202"),
+    "adafactor": Entry(adafactor, 1e-1, "arXiv:1804.04235"),
     "amsgrad": Entry(amsgrad, 1e-2, "arXiv:1904.09237"),
     "nadam": Entry(nadam, 1e-2, "Dozat 2016"),
     "radam": Entry(radam, 1e-2, "arXiv:1908.03265"),

@@ -21,6 +21,15 @@ FIXTURES = pathlib.Path(__file__).resolve().parent.parent / "fixtures" / "optim"
 ELEMENTWISE, MATRIX = 1e-5, 1e-4  # float32 against float64, over 10 steps
 
 
+def recorded(extra: dict[str, np.ndarray]) -> Callable[[Any, tuple[int, ...]], Any]:
+    """The noise that the reference drew, by an update's number and a stack's shape [1, m, n]."""
+
+    def noise(count: Any, shape: tuple[int, ...]) -> Any:
+        return jnp.asarray(extra["noise/" + "x".join(map(str, shape[1:]))], jnp.float32)[count - 1][None]
+
+    return noise
+
+
 class Case(NamedTuple):
     """One comparison.
 
@@ -63,6 +72,8 @@ CASES: dict[str, Case] = {
     "muon_bfloat16": Case(lambda extra: optim.muon(0.02, weight_decay=0.1, scale=optim.spectral), 0.05, least=1e-3),
     "normuon": Case(lambda extra: optim.normuon(0.02, weight_decay=0.1), MATRIX),
     "soap": Case(lambda extra: optim.soap(0.01, weight_decay=0.0, every=3, max_dim=6), MATRIX),
+    "psgd_kron": Case(lambda extra: optim.psgd_kron(0.01, noise=recorded(extra)), MATRIX),
+    "adafactor": Case(lambda extra: optim.adafactor(0.01, min_dim=1)),
 }
 
 

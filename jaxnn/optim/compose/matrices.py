@@ -45,6 +45,7 @@ class View:
         cols: Outputs of one matrix; 1 for a scalar.
         ndim: The parameter's logical rank.
         heads: How it is split, or None.
+        pairs: Whether it is complex, and seen as real: real parts, then imaginary ones, side by side.
     """
 
     path: str
@@ -54,6 +55,7 @@ class View:
     cols: int
     ndim: int
     heads: Heads | None = None
+    pairs: bool = False
 
     @property
     def batch(self) -> int:
@@ -62,6 +64,9 @@ class View:
 
     def fold(self, x: Array) -> Array:
         """The parameter's array, or one like it, as [batch, rows, cols]."""
+        if self.pairs:
+            x = x.reshape(self.batch, self.rows, self.cols // 2)
+            return jnp.concatenate([x.real, x.imag], -1)
         if self.heads is None or self.heads.axis == "in":
             return x.reshape(self.batch, self.rows, self.cols)
         x = x.reshape(-1, self.rows, self.heads.count, self.cols)
@@ -69,6 +74,8 @@ class View:
 
     def unfold(self, x: Array) -> Array:
         """The inverse of `fold`."""
+        if self.pairs:
+            return jax.lax.complex(*jnp.split(x, 2, -1)).reshape(self.shape)
         if self.heads is None or self.heads.axis == "in":
             return x.reshape(self.shape)
         x = x.reshape(-1, self.heads.count, self.rows, self.cols)
@@ -84,13 +91,27 @@ class View:
         return self.unfold(jnp.swapaxes(x, 1, 2) if self.rows > self.cols else x)
 
 
-def views(where: str, params: PyTree, split_heads: SplitHeads | None = None) -> list[View]:
+def views(
+    where: str, params: PyTree, split_heads: SplitHeads | None = None, *, complex_as_pairs: bool = False
+) -> list[View]:
     """A view of every leaf, in flattening order.
+
+    Args:
+        where: What an error calls the caller.
+        params: Parameters, or their shapes.
+        split_heads: Which are several matrices.
+        complex_as_pairs: Whether complex leaves are seen as real ones, twice as wide.
 
     Raises:
         ValueError: If a leaf to be split is no matrix, or its axis does not divide.
     """
-    return [_view(where, leaf, split_heads or {}) for leaf in jax.tree.leaves(select.leaves(params))]
+    known = [_view(where, leaf, split_heads or {}) for leaf in jax.tree.leaves(select.leaves(params))]
+    if not complex_as_pairs:
+        return known
+    return [
+        dataclasses.replace(view, cols=2 * view.cols, pairs=True) if jnp.iscomplexobj(p) else view
+        for view, p in zip(known, jax.tree.leaves(params), strict=True)
+    ]
 
 
 def _view(where: str, leaf: select.Leaf, split_heads: SplitHeads) -> View:
