@@ -27,7 +27,7 @@ from flax import linen as nn
 from jaxnn import rng, tree
 from jaxnn.core import host
 from jaxnn.core.task import Task
-from jaxnn.typing import Array, Batch, ModelState, Params, PyTree
+from jaxnn.typing import Array, Batch, HostArray, ModelState, Params, PyTree
 
 
 def strong(value: PyTree) -> PyTree:
@@ -182,7 +182,7 @@ def roles(task: Task, batch: Batch) -> dict[str, tree.Role]:
     return describe(task, batch).roles()
 
 
-def _captured_params(described: Described, key: Array) -> Params | None:
+def _captured_params(described: Described, key: Array | HostArray) -> Params | None:
     """The parameters from the captured initialisers, or None where not every one was captured as it is."""
     shapes = tree.leaves_by_path(described.params)
     if set(shapes) != set(described.captured):
@@ -214,7 +214,7 @@ def _captured_params(described: Described, key: Array) -> Params | None:
     return tree.map_by_path(lambda path, _: values[path], described.params)
 
 
-def init_variables(task: Task, key: Array, batch: Batch) -> tuple[Params, ModelState]:
+def init_variables(task: Task, key: Array | HostArray, batch: Batch) -> tuple[Params, ModelState]:
     """The first parameters and model state of a task; `key` is raw uint32[2] key data.
 
     The values depend on the key and the paths and shapes of the parameters alone: not on devices, nor on the number of

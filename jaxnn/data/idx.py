@@ -69,7 +69,8 @@ def _find(folder: Path, stem: str, rank: int) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise ValueError(
-        f"data.mnist: {str(folder)!r} has no {stem} file. Tried: {', '.join(names)}. Put one of them there."
+        f"data.mnist: {str(folder)!r} has no {stem} file. Tried: {', '.join(names)}. Put one of "
+        "them there; in jaxnn's checkout `make data` fetches Fashion-MNIST."
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -285,8 +286,13 @@ def convolve(
     if padding == "SAME":
         pads = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    patches = jnp.concatenate(window_slices(x, window, strides), axis=-1)
-    return matmul(patches, kernel.reshape(-1, kernel.shape[-1]), dtype)
+
+    def product(x: Array, kernel: Array) -> Array:
+        patches = jnp.concatenate(window_slices(x, window, strides), axis=-1)
+        return matmul(patches, kernel.reshape(-1, kernel.shape[-1]), dtype)
+
+    # The patches are kh kw times as large as the images: the backward pass makes them anew rather than reads them.
+    return jax.checkpoint(product)(x, kernel)
 
 
 class Conv(nn.Module):
