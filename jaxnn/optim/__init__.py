@@ -60,6 +60,8 @@ from jaxnn.optim.algorithms.schedule_free import schedule_free_radam as schedule
 from jaxnn.optim.algorithms.schedule_free import schedule_free_sgd as schedule_free_sgd
 from jaxnn.optim.algorithms.sgd import sgd as sgd
 from jaxnn.optim.algorithms.sgd import sgd_core as sgd_core
+from jaxnn.optim.algorithms.shampoo import shampoo as shampoo
+from jaxnn.optim.algorithms.shampoo import shampoo_core as shampoo_core
 from jaxnn.optim.algorithms.soap import soap as soap
 from jaxnn.optim.algorithms.soap import soap_core as soap_core
 from jaxnn.optim.compose.access import get as get

@@ -24,6 +24,7 @@ from jaxnn.optim.algorithms.psgd import psgd_kron
 from jaxnn.optim.algorithms.rmsprop import rmsprop
 from jaxnn.optim.algorithms.schedule_free import schedule_free_adamw, schedule_free_radam, schedule_free_sgd
 from jaxnn.optim.algorithms.sgd import sgd
+from jaxnn.optim.algorithms.shampoo import shampoo
 from jaxnn.optim.algorithms.soap import soap
 from jaxnn.optim.compose.scaling import decay, scale_by_lr
 from jaxnn.optim.compose.select import ndim
@@ -60,6 +61,7 @@ OPTIMIZERS: dict[str, Entry] = {
     "muon": Entry(muon, 1e-2, "arXiv:2502.16982"),
     "normuon": Entry(normuon, 1e-2, "arXiv:2510.05491"),
     "soap": Entry(soap, 1e-2, "arXiv:2409.11321"),
+    "shampoo": Entry(shampoo, 1e-2, "arXiv:2309.06497"),
     "psgd_kron": Entry(psgd_kron, 1e-2, "arXiv:1512.04202"),
     "adafactor": Entry(adafactor, 1e-1, "arXiv:1804.04235"),
     "amsgrad": Entry(amsgrad, 1e-2, "arXiv:1904.09237"),

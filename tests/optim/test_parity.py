@@ -72,6 +72,12 @@ CASES: dict[str, Case] = {
     "muon_bfloat16": Case(lambda extra: optim.muon(0.02, weight_decay=0.1, scale=optim.spectral), 0.05, least=1e-3),
     "normuon": Case(lambda extra: optim.normuon(0.02, weight_decay=0.1), MATRIX),
     "soap": Case(lambda extra: optim.soap(0.01, weight_decay=0.0, every=3, max_dim=6), MATRIX),
+    "shampoo": Case(
+        lambda extra: optim.stages(
+            shampoo=optim.shampoo_core(0.0, 1.0, 1e-3, every=1, graft=None), lr=optim.scale_by_lr(0.1)
+        ),
+        MATRIX,
+    ),
     "psgd_kron": Case(lambda extra: optim.psgd_kron(0.01, noise=recorded(extra)), MATRIX),
     "adafactor": Case(lambda extra: optim.adafactor(0.01, min_dim=1)),
 }
