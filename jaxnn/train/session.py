@@ -61,6 +61,7 @@ class Session:
         self.hooks = list(hooks)
         self.windows = windows
         self.history: list[dict[str, Any]] = []
+        self.timing: list[dict[str, Any]] = []
         self.values: dict[str, Any] = {}
         self.skips: list[tuple[int, int]] = []
         self.finite = True
@@ -116,10 +117,11 @@ class Session:
         for hook in self.hooks:
             hook.row(row)
         if self.progress is not None:
-            self.progress.row(row)
+            self.progress.row({name: value for name, value in row.items() if "@" not in name})
 
     def _time(self, sums: Mapping[str, Mean]) -> None:
         row = self.speed.row(self.windows.step, self.engine.wait_s, sums["loss"])
+        self.timing.append(row)
         if self.folder is not None:
             self.folder.timing.append(row)
         if self.progress is not None:

@@ -1,0 +1,228 @@
+"""Optimizers on the spine's GPT: same tokens, rates swept as a population, three seeds, ranked against tuned AdamW.
+
+python -m experiments.optimizer_race                                                       # a demo
+python -m experiments.optimizer_race --steps 1000 --seeds 0 1 2 --optimizers all --out runs/race   # the published table
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import optax
+
+from jaxnn import bench, data, losses, models, optim, parallel, report, train, tree
+from jaxnn.core.step import make_step
+
+Schedule = optim.Schedule
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A race of optimizers on a byte-level GPT over Python's standard library."""
+
+    optimizers: tuple[str, ...] = ("adamw", "lion", "muon", "soap")  # names of RACERS, or "all"
+    multipliers: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)  # of each optimizer's own base rate
+    seeds: tuple[int, ...] = (0,)  # initial parameters and order of the data
+    steps: int = 150  # updates
+    batch: int = 16  # windows a step
+    size: Literal["tiny", "small"] = "tiny"  # architecture
+    warmup: int = 20  # steps to the peak; then linear decay to 3 %
+    time_s: float = 4.0  # of measuring each optimizer's step against AdamW's; 0 for none
+    out: str | None = None  # folder; None for the next free runs/optimizer_race-N
+    resume: bool = False  # go on with the race in `out`, or with the newest
+
+
+# ---- who races: base rates are where each is usually run; the sweep finds its best
+
+ADAM = optim.adam_core(b2=0.95)
+
+
+def decayed(core: optax.GradientTransformation, lr: Schedule, **how: Any) -> optax.GradientTransformation:
+    """A core with AdamW's decay and the race's schedule."""
+    return optim.stages(core=core, decay=optim.decay(0.1, **how), lr=optim.scale_by_lr(lr))
+
+
+def on_spheres(lr: Schedule) -> optax.GradientTransformation:
+    """Adam whose matrices keep their norms."""
+    return optim.stages(core=ADAM, lr=optim.scale_by_lr(lr), ball=optim.hyperball())
+
+
+RACERS: Mapping[str, tuple[float, Callable[[Schedule], optax.GradientTransformation]]] = {
+    "adamw": (3e-3, lambda lr: decayed(ADAM, lr)),
+    "cautious adamw": (3e-3, lambda lr: decayed(optim.cautious(ADAM), lr)),
+    "adamw, cautious decay": (3e-3, lambda lr: decayed(ADAM, lr, cautious=True)),
+    "adamw hyperball": (1e-2, on_spheres),
+    "lion": (5e-4, lambda lr: optim.lion(lr, weight_decay=0.5)),
+    "ademamix": (3e-3, lambda lr: decayed(optim.ademamix_core(b2=0.95, b3=0.999, alpha=2.0), lr)),
+    "mars": (3e-3, lambda lr: optim.mars(lr, weight_decay=0.1)),
+    "muon": (3e-3, lambda lr: optim.muon(lr, weight_decay=0.1)),
+    "normuon": (3e-3, lambda lr: optim.normuon(lr, weight_decay=0.1)),
+    "soap": (3e-3, lambda lr: optim.soap(lr, weight_decay=0.1)),
+    "schedule-free adamw": (3e-3, lambda lr: optim.schedule_free_adamw(lr, b2=0.95, weight_decay=0.1)),
+    "sgd": (0.1, lambda lr: optim.sgd(lr, 0.9, nesterov=True)),
+}
+
+
+def schedule(name: str, cfg: Config) -> Schedule:
+    """Warm-up and linear decay; warm-up alone for what needs no more."""
+    base = RACERS[name][0]
+    after = optim.constant(base) if name.startswith("schedule-free") else None
+    return optim.warmup(after or optim.linear(base, 0.03 * base, cfg.steps - cfg.warmup), cfg.warmup)
+
+
+# ---- one heat: an optimizer with a seed, all rates in one program
+
+
+def setup(name: str, cfg: Config) -> train.Setup:
+    """Everything that `fit` needs."""
+    config = models.GPTConfig.preset(cfg.size, vocab=256)
+    files, held_out = data.stdlib_files()
+    windows, scored = data.TextFiles(files, length=config.length), data.TextFiles(held_out, length=config.length)
+    sample = data.Arrays(scored.take(np.arange(0, len(scored), max(1, len(scored) // 256))))
+    task = train.supervised(models.GPT(config), losses.cross_entropy)
+    return train.Setup(task=task, tx=RACERS[name][1](schedule(name, cfg)), data=windows, validation=sample)
+
+
+def heat(name: str, seed: int, cfg: Config, out: Path) -> dict[str, Any]:
+    """Held-out loss of every rate over the steps, in bits a byte: {"steps": [N], "bits": [rates][N]}."""
+    made = setup(name, cfg)
+    folder = out / "heats" / f"{name.replace(' ', '_').replace(',', '')}-{seed}"
+    run = train.fit(
+        made.task,
+        made.tx,
+        made.data,
+        batch_size=cfg.batch,
+        steps=cfg.steps,
+        seed=seed,
+        validation=made.validation,
+        validate_every=max(1, cfg.steps // 50),
+        population=optim.members(lr_multiplier=cfg.multipliers),
+        log=train.Log(every=max(1, cfg.steps // 50)),
+        out=folder,
+        resume=folder.exists(),
+    )
+    lines = [run.member(i).column("val_loss") for i in range(len(cfg.multipliers))]
+    bits = [(np.asarray(values) / np.log(2)).tolist() for _, values in lines]
+    return {"optimizer": name, "seed": seed, "steps": lines[0][0], "bits": bits}
+
+
+# ---- what a step costs
+
+
+def cost_of_steps(names: tuple[str, ...], cfg: Config) -> dict[str, tuple[str, float]]:
+    """Each optimizer's time a step against AdamW's, measured in turns, and its state's bytes a parameter."""
+    cases, bytes_each = {}, {}
+    for name in dict.fromkeys(("adamw", *names)):
+        made = setup(name, cfg)
+        batch = made.data.take(np.arange(cfg.batch))
+        strategy = parallel.single()
+        state = train.init_state(made.task, made.tx, batch, strategy=strategy)
+        bytes_each[name] = tree.nbytes(state.opt_state) / tree.size(state.params)
+        step = make_step(made.task, made.tx, strategy)
+        full = jax.device_put({**batch, "mask": np.ones(cfg.batch, np.float32), "index": np.arange(cfg.batch)})
+        cases[name] = bench.Case(name, step, (state, full))
+    if len(cases) == 1:
+        return {name: ("1", bytes_each[name]) for name in names}
+    found = bench.compare(cases, max_seconds=cfg.time_s * len(cases), tolerance=0.5)
+    ratios = {
+        name: f"{row.estimate.ratio:.2f} [{row.estimate.interval.low:.2f}, {row.estimate.interval.high:.2f}]"
+        for name, row in found.rows.items()
+    }
+    return {name: (ratios.get(name, "1"), bytes_each[name]) for name in names}
+
+
+# ---- the table
+
+
+def ranked(heats: list[dict[str, Any]], cfg: Config) -> list[dict[str, Any]]:
+    """A row an optimizer at its best rate, best first: last bits a byte over the seeds, steps to AdamW's last."""
+    rows = []
+    for name in dict.fromkeys(h["optimizer"] for h in heats):
+        mine = [h for h in heats if h["optimizer"] == name]
+        curves = np.array([h["bits"] for h in mine])  # [seeds, rates, points]
+        last = np.where(np.isfinite(curves[..., -1]), curves[..., -1], np.inf).mean(0)
+        best = int(np.argmin(last))
+        rows.append(
+            {
+                "optimizer": name,
+                "rate": RACERS[name][0] * cfg.multipliers[best],
+                "edge": best in (0, len(cfg.multipliers) - 1),
+                "last": curves[:, best, -1],
+                "steps": mine[0]["steps"],
+                "curve": curves[:, best].mean(0),
+                "sweep": last,
+            }
+        )
+    adamw = next((row for row in rows if row["optimizer"] == "adamw"), None)
+    for row in rows:
+        there = [] if adamw is None else np.flatnonzero(row["curve"] <= adamw["last"].mean())
+        row["to_adamw"] = int(row["steps"][there[0]]) if len(there) else None
+    return sorted(rows, key=lambda row: row["last"].mean())
+
+
+HEADERS = (
+    "optimizer",
+    "bits a byte",
+    "spread",
+    "best rate",
+    "steps to AdamW's last",
+    "time / AdamW's",
+    "state B/param",
+)
+
+
+def table(rows: list[dict[str, Any]], costs: Mapping[str, tuple[str, float]], cfg: Config) -> list[list[Any]]:
+    """The ranking as cells."""
+    cells = []
+    for row in rows:
+        spread = f"± {row['last'].std(ddof=1):.4f}" if len(cfg.seeds) > 1 else "one seed"
+        rate = f"{row['rate']:.2g}{' (edge of the sweep)' if row['edge'] else ''}"
+        bits = f"{row['last'].mean():.4f}"
+        cells.append([row["optimizer"], bits, spread, rate, row["to_adamw"], *costs.get(row["optimizer"], ("", None))])
+    return cells
+
+
+def write_page(rows: list[dict[str, Any]], cells: list[list[Any]], cfg: Config, path: Path) -> None:
+    """The table, the curves and the sweeps."""
+    page = report.Page(f"Optimizer race: {cfg.size} GPT, {cfg.steps} steps, {len(cfg.seeds)} seeds")
+    curves = {row["optimizer"]: row["curve"] for row in rows[:8]}
+    sweeps = {row["optimizer"]: np.where(np.isfinite(row["sweep"]), row["sweep"], np.nan) for row in rows[:8]}
+    page.table(cells, HEADERS)
+    page.figure(report.curve(rows[0]["steps"], curves, "at its best rate", "step", "bits a byte"))
+    rates = np.log10(cfg.multipliers)
+    page.figure(report.curve(rates, sweeps, "over the rates", "log10 of the rate's multiplier", "last bits a byte"))
+    page.write(path)
+
+
+def main(cfg: Config) -> list[dict[str, Any]]:
+    """Runs the heats that are missing, measures the steps, writes `race.html`; gives the ranking."""
+    parallel.compilation_cache()
+    names = tuple(RACERS) if cfg.optimizers == ("all",) else cfg.optimizers
+    if unknown := [name for name in names if name not in RACERS]:
+        raise ValueError(f"train.optimizer_race: no racer {unknown[0]!r}. There are {list(RACERS)}, or all.")
+    out = train.run_folder("optimizer_race", cfg.out, cfg.resume)
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "heats.jsonl"
+    heats = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    for seed in cfg.seeds:
+        for name in names:
+            if not any((h["optimizer"], h["seed"]) == (name, seed) for h in heats):
+                print(f"---- {name}, seed {seed}, {len(cfg.multipliers)} rates", flush=True)
+                heats.append(heat(name, seed, cfg, out))
+                with file.open("a") as stream:
+                    stream.write(json.dumps(heats[-1]) + "\n")
+    rows = ranked(heats, cfg)
+    costs = cost_of_steps(names, cfg) if cfg.time_s else {}
+    cells = table(rows, costs, cfg)
+    write_page(rows, cells, cfg, out / "race.html")
+    print(report.text_table(cells, HEADERS))
+    print(f"-> {out / 'race.html'}")
+    return rows
+
+
+if __name__ == "__main__":
+    train.command(main, Config)

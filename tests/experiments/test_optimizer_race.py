@@ -1,0 +1,52 @@
+"""The race runs, resumes what is missing, and ranks at each optimizer's best rate."""
+
+import numpy as np
+import pytest
+
+from experiments import optimizer_race as race
+
+
+def test_a_race_of_two(tmp_path):
+    cfg = race.Config(
+        optimizers=("adamw", "schedule-free adamw"),
+        multipliers=(0.3, 1.0),
+        steps=6,
+        warmup=2,
+        batch=4,
+        time_s=0,
+        out=str(tmp_path),
+    )
+    rows = race.main(cfg)
+    assert {row["optimizer"] for row in rows} == set(cfg.optimizers)
+    assert rows[0]["last"].mean() <= rows[1]["last"].mean()
+    assert (tmp_path / "race.html").exists()
+    before = (tmp_path / "heats.jsonl").read_bytes()
+    again = race.main(cfg)
+    assert (tmp_path / "heats.jsonl").read_bytes() == before
+    assert [row["optimizer"] for row in again] == [row["optimizer"] for row in rows]
+
+
+def heat(name, seed, bits):
+    return {"optimizer": name, "seed": seed, "steps": [10, 20, 30], "bits": bits}
+
+
+def test_the_ranking_is_at_the_best_rate_over_the_seeds():
+    cfg = race.Config(multipliers=(0.1, 1.0, 10.0), seeds=(0, 1))
+    heats = [
+        heat("adamw", 0, [[5, 4, 3.0], [5, 3, 2.0], [5, 4, np.nan]]),
+        heat("adamw", 1, [[5, 4, 3.0], [5, 3, 2.2], [5, 4, 9.0]]),
+        heat("muon", 0, [[5, 2.0, 1.8], [5, 4, 3.0], [5, 4, 3.0]]),
+        heat("muon", 1, [[5, 2.2, 2.0], [5, 4, 3.0], [5, 4, 3.0]]),
+    ]
+    muon, adamw = race.ranked(heats, cfg)
+    assert (muon["optimizer"], adamw["optimizer"]) == ("muon", "adamw")
+    np.testing.assert_allclose(adamw["last"], [2.0, 2.2])
+    assert adamw["rate"] == race.RACERS["adamw"][0]
+    assert muon["edge"]
+    assert not adamw["edge"]
+    assert (muon["to_adamw"], adamw["to_adamw"]) == (20, 30)
+
+
+def test_an_unknown_racer():
+    with pytest.raises(ValueError, match="no racer 'adamm'"):
+        race.main(race.Config(optimizers=("adamm",)))
