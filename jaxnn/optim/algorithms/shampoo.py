@@ -49,8 +49,9 @@ def shampoo_core(
 
     mu <- b1 mu + (1 - b1) G
     L  <- b2 L + (1 - b2) G G',  R <- b2 R + (1 - b2) G' G;  sums where b2 is 1
-    where t is 1 or `every` divides t:  Lr <- (L / (1 - b2^t) + eps)^-p,  Rr likewise, by eigenvalues
+    where `every` divides t:  Lr <- (L / (1 - b2^t) + eps)^-p,  Rr likewise, by eigenvalues
     S  <- Lr mu / (1 - b1^t) Rr;  u <- S |D| / |S|, D what `graft` makes of G, norms over a whole matrix
+    before the first roots:  u <- D, or without graft mu / (1 - b1^t)
 
     p is 1/4 for matrices and 1/2 for vectors, which have the right side alone. Eigenvalues below float32's rounding of
     the largest are raised to it. Matrices are cut into equal blocks, padded by zeros; equal blocks of all parameters
@@ -102,7 +103,7 @@ def shampoo_core(
         h, hypers = hyper.at(state.hyper)
         known = views(where, grads if params is None else params, complex_as_pairs=True)
         blocks = [_blocked(view, block) for view in known]
-        due = (h.count == 1) | (jnp.mod(h.count, every) == 0)
+        due, ready = jnp.mod(h.count, every) == 0, h.count >= every
         summed = h.b2 == 1
         fresh = jnp.where(summed, 1.0, 1 - h.b2)
         shares = [1 - h.b1**h.count, jnp.where(summed, 1.0, 1 - h.b2**h.count)]
@@ -120,8 +121,9 @@ def shampoo_core(
 
             if right.size:
                 rl, rr = jax.lax.cond(due, roots, lambda _: (rl, rr), None)
-            u = mu / shares[0].astype(mu.dtype) @ rr
-            return (rl @ u if left.shape[-1] else u), mu, left, right, rl, rr
+            mean = mu / shares[0].astype(mu.dtype)
+            u = rl @ mean @ rr if left.shape[-1] else mean @ rr
+            return jnp.where(ready, u, mean), mu, left, right, rl, rr
 
         operands = [
             [_cut(part, view.fold(x)) for view, part, x in zip(known, blocks, jax.tree.leaves(t))]
@@ -137,7 +139,7 @@ def shampoo_core(
             passed = (grads, state.graft, params, context or Context(), extra)
             lengths, own = apply_part(grafted, *passed)
             targets = [view.fold(full(x)) for view, x in zip(known, jax.tree.leaves(lengths))]
-            shape[0] = [x * _ratio(target, x) for x, target in zip(shape[0], targets)]
+            shape[0] = [jnp.where(ready, x * _ratio(d, x), d) for x, d in zip(shape[0], targets)]
         leaves = [[view.unfold(x) for view, x in zip(known, xs)] for xs in shape]
         leaves += [[x.reshape(*part.lead, *x.shape[1:]) for part, x in zip(blocks, xs)] for xs in made[2:]]
         u, *rest = (jax.tree.unflatten(jax.tree.structure(grads), xs) for xs in leaves)
@@ -152,7 +154,7 @@ def inverse_root(stats: Array, power: float, eps: Array) -> Array:
     if not stats.shape[-1]:
         return stats
     values, vectors = jnp.linalg.eigh(stats)
-    rounding = jnp.finfo(stats.dtype).eps * jnp.max(values, -1, keepdims=True)
+    rounding = jnp.finfo(jnp.float32).eps.astype(stats.dtype) * jnp.max(values, -1, keepdims=True)
     values = jnp.maximum(values, jnp.maximum(rounding, 0)) + eps.astype(stats.dtype)
     scaled = jnp.where(values > 0, values, 1) ** -power * (values > 0)
     return vectors * scaled[:, None, :] @ jnp.swapaxes(vectors, 1, 2)

@@ -158,8 +158,16 @@ def mean_of(stats: Array, b: Array, new: Array) -> Array:
 
 
 def eigenbasis(stats: Array) -> Array:
-    """Eigenvectors as columns, of the largest eigenvalue first."""
-    return jnp.linalg.eigh(stats)[1][..., ::-1] if stats.shape[-1] else stats
+    """Eigenvectors as columns, of the largest eigenvalue first.
+
+    One gradient leaves the longer side's statistics without full rank, and any basis of their null space would do: a
+    ramp of a millionth decides among them, so that it is not left to rounding.
+    """
+    d = stats.shape[-1]
+    if not d:
+        return stats
+    size = jnp.trace(stats, axis1=-2, axis2=-1)[..., None, None] / d
+    return jnp.linalg.eigh(stats + 1e-6 * size * jnp.diag(jnp.linspace(1, 0, d, dtype=stats.dtype)))[1][..., ::-1]
 
 
 def next_basis(stats: Array, q: Array, nu: Array, axis: int) -> tuple[Array, Array]:
