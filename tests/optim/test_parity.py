@@ -19,6 +19,7 @@ from jaxnn import optim
 
 FIXTURES = pathlib.Path(__file__).resolve().parent.parent / "fixtures" / "optim"
 ELEMENTWISE, MATRIX = 1e-5, 1e-4  # float32 against float64, over 10 steps
+BETAS = 5e-5  # where b2 enters uncorrected: 1 - 0.999 in float32 is 1.3e-5 from 0.001
 
 
 def recorded(extra: dict[str, np.ndarray]) -> Callable[[Any, tuple[int, ...]], Any]:
@@ -80,6 +81,26 @@ CASES: dict[str, Case] = {
     ),
     "psgd_kron": Case(lambda extra: optim.psgd_kron(0.01, noise=recorded(extra)), MATRIX),
     "adafactor": Case(lambda extra: optim.adafactor(0.01, min_dim=1)),
+    "amsgrad": Case(lambda extra: optim.amsgrad(0.01, b2=0.5)),
+    "nadam": Case(lambda extra: optim.nadam(0.01)),
+    "radam": Case(lambda extra: optim.radam(0.01, b2=0.99)),
+    "ademamix": Case(lambda extra: optim.ademamix(0.01, b2=0.99, b3=0.999)),
+    "mars": Case(lambda extra: optim.mars(0.01, weight_decay=0.1)),
+    "lamb": Case(
+        lambda extra: optim.stages(
+            # The package divides the rate by 1 - b1^t, and the moments by nothing; `optim.lamb` is the paper's.
+            adam=optim.adam_core(eps=1e-6, bias_correction=False),
+            trust=optax.scale_by_trust_ratio(eps=1e-6),
+            lr=optim.scale_by_lr(lambda t: 0.01 / (1 - 0.9 ** (t + 1))),
+        )
+    ),
+    "lars": Case(lambda extra: optim.lars(0.1, weight_decay=0.1, trust=0.1)),
+    "prodigy": Case(lambda extra: optim.prodigy(1.0, weight_decay=0.01, d0=1e-3), BETAS),
+    "lookahead": Case(lambda extra: optim.lookahead(optim.sgd(0.1, 0.9), 4, 0.3)),
+    "schedule_free_sgd": Case(lambda extra: optim.schedule_free_sgd(0.1, weight_decay=0.1)),
+    "schedule_free_adamw": Case(lambda extra: optim.schedule_free_adamw(0.01, weight_decay=0.1)),
+    "schedule_free_radam": Case(lambda extra: optim.schedule_free_radam(0.01, b2=0.99), BETAS),
+    "schedule_free_average": Case(lambda extra: optim.schedule_free_adamw(0.01, r=1.0), read=optim.eval_params),
 }
 
 
