@@ -289,9 +289,10 @@ def _like(where: str, name: str, value: Any, leaf: Any) -> Array:
     if np.shape(value) not in ((), np.shape(leaf)):
         raise ValueError(f"{where}: {name} has shape {np.shape(value)} for a leaf of shape {np.shape(leaf)}.")
     new = jnp.broadcast_to(jnp.asarray(value, leaf.dtype), np.shape(leaf))
-    if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and not isinstance(new, jax.core.Tracer):
-        return jax.device_put(new, leaf.sharding)
-    return new
+    if isinstance(leaf, jax.core.Tracer) or isinstance(new, jax.core.Tracer) or not isinstance(leaf, jax.Array):
+        return new
+    # Only where the leaf is bound to its place: else the step would compile again for a state that is.
+    return jax.device_put(new, leaf.sharding) if leaf.committed else new
 
 
 def _with_values(node: Hypers, new: Mapping[str, Any], where: str) -> Hypers:
