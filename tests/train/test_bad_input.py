@@ -415,7 +415,7 @@ CASES = {
     "a rate that is not in the state": (
         lambda: fit(hooks=[train.ReduceOnPlateau("loss")]),
         ValueError,
-        r"train\.ReduceOnPlateau: .* has 0 hyperparameters called 'learning_rate'\. Write optax\.inject_hyperparams",
+        r"train\.ReduceOnPlateau: .* has 0 hyperparameters called 'lr', .*Write optim\.adam\(1e-3\), or optax\.inject",
     ),
     "a rate that follows a schedule": (
         lambda: fit(tx=injected(optax.linear_schedule(1.0, 0.1, 5)), hooks=[train.ReduceOnPlateau("loss")]),
