@@ -40,7 +40,8 @@ def layers() -> Iterator[dict[str, Mean]]:
     active: list[str] = []
 
     def add(what: str, values: PyTree) -> None:
-        inexact = [x for x in jax.tree.leaves(values) if jnp.issubdtype(getattr(x, "dtype", None), jnp.inexact)]
+        arrays = [x for x in jax.tree.leaves(values) if hasattr(x, "dtype")]
+        inexact = [x for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)]
         if inexact and tracers.current_trace() == base:
             total = sum(map(_count, inexact), start=jnp.zeros((), jnp.float32))
             found[f"{LAYERS}{len(found):04d}:{what}"] = Mean(total, jnp.ones((), jnp.float32))

@@ -17,6 +17,9 @@ from jaxnn.train.command import command as command
 from jaxnn.train.command import conclude as conclude
 from jaxnn.train.command import run_folder as run_folder
 from jaxnn.train.command import span as span
+from jaxnn.train.diagnosis import Diagnosis as Diagnosis
+from jaxnn.train.diagnosis import Verdict as Verdict
+from jaxnn.train.diagnosis import diagnose as diagnose
 from jaxnn.train.evaluation import evaluate as evaluate
 from jaxnn.train.evaluation import predict as predict
 from jaxnn.train.fit import fit as fit
@@ -31,6 +34,7 @@ from jaxnn.train.hooks import Rewind as Rewind
 from jaxnn.train.hooks import Save as Save
 from jaxnn.train.hooks import Stop as Stop
 from jaxnn.train.run import Checkpointing as Checkpointing
+from jaxnn.train.run import Conditions as Conditions
 from jaxnn.train.run import Dispatch as Dispatch
 from jaxnn.train.run import Interrupted as Interrupted
 from jaxnn.train.run import Log as Log

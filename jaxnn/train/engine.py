@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from jaxnn import tree
 from jaxnn.core import State
 from jaxnn.core import step as core_step
 from jaxnn.data import Loader, host_batch, order
@@ -24,6 +25,7 @@ DISPATCH_S = 0.25  # a dispatch aims at this long: short enough for Ctrl-C and a
 QUEUE_S = 0.25  # work that is queued on the device ahead of what was delivered, beyond one dispatch
 MOST_AHEAD = 16  # dispatches in flight at most; unbounded queues of collectives deadlock on forced host devices
 IDS_AHEAD = 16384  # example ids drawn in one call: a call costs as much as some thousand of them
+RESERVED = ("mask", "index")
 _debug_runs = itertools.count()
 
 
@@ -32,6 +34,9 @@ class Engine(Protocol):
 
     state: State
     data_step: int
+    steps: int  # done by this engine, and in how many dispatches
+    dispatches: int
+    traced: list[str]  # the batches that the step was traced for, where they are streamed
 
     @property
     def wait_s(self) -> float:
@@ -84,6 +89,17 @@ def _traced_once(program: Callable[..., Any], debug: bool) -> Callable[..., Any]
     return chex.assert_max_traces(once, n=1)
 
 
+def _noted(step: Callable[..., Any], traced: list[str]) -> Callable[..., Any]:
+    """The step, which writes down the batches that it is traced for: more than one, and it is compiled again."""
+
+    @functools.wraps(step)
+    def noted(state: State, batch: Any) -> Any:
+        traced.append(", ".join(f"{name} {tree.describe(x)}" for name, x in batch.items() if name not in RESERVED))
+        return step(state, batch)
+
+    return noted
+
+
 class ResidentEngine:
     """Many steps a dispatch over data that lives on the device; only example ids travel.
 
@@ -120,6 +136,8 @@ class ResidentEngine:
         self._length = self._ahead = 1  # steps in the next dispatch; dispatches in flight
         self._delivered_at: float | None = None
         self.state, self.data_step = state, data_step
+        self.steps = self.dispatches = 0
+        self.traced: list[str] = []
 
     @property
     def wait_s(self) -> float:
@@ -134,6 +152,8 @@ class ResidentEngine:
             self.state, report = self._chunk(self.state, self._arrays, self._strategy.put_rows(rows), np.int32(k))
             self._pending.append((self.data_step, k, report))
             self.data_step += k
+            self.steps += k
+            self.dispatches += 1
             if len(self._pending) > self._ahead:
                 self._pop(len(self._pending) - 1)
 
@@ -187,7 +207,9 @@ class StreamingEngine:
         deliver: Deliver,
         debug: bool = False,
     ):
-        self._step: Any = strategy.compile_step(_traced_once(step, debug))
+        self.traced: list[str] = []
+        self.steps = self.dispatches = 0
+        self._step: Any = strategy.compile_step(_traced_once(_noted(step, self.traced), debug))
         row = ids(0, 1)[0]  # here: later the loader's thread draws
         self._example = lambda: strategy.put_batch(host_batch(source, row))
         self._open = functools.partial(Loader, source, ids, strategy.put_batch, stop=stop)
@@ -210,6 +232,8 @@ class StreamingEngine:
             self.state, sums = self._step(self.state, batch)
             self._pending.append((self.data_step, sums))
             self.data_step += 1
+            self.steps += 1
+            self.dispatches += 1
             if len(self._pending) >= self.MOST or time.perf_counter() - self._delivered_at > QUEUE_S:
                 self._pop(len(self._pending) - 2)
 

@@ -67,7 +67,8 @@ def fit(
         log: What is reported and shown.
         save: When checkpoints are written (with `out`).
         dispatch: How steps reach the device.
-        debug: Report the first parameter or gradient leaf that is not finite, by path.
+        debug: Name the first layer (Linen), parameter or gradient that is not finite, and the step. Costs a pass over
+            all of them.
         population: Train every member of it in one program, vmapped and spread over the strategy's devices:
             `optim.grid(lr=[1e-3, 1e-2])`. Rows hold `loss@0`, `loss@1`, ... and as `loss` the best; `run.member(i)` is
             one member's run. A member that diverges does not stop the others.
@@ -158,7 +159,16 @@ def _run(job: Prepared, resume: bool) -> Run:
                     break
     finally:
         session.close()
-    run = Run(job.task, session.engine.state, session.history, stopped, folder, population=job.population)
+    run = Run(
+        job.task,
+        session.engine.state,
+        session.history,
+        stopped,
+        folder,
+        job.population,
+        session.timing,
+        job.conditions(session.engine),
+    )
     at = session.engine.data_step
     if folder is not None:
         if log.peaks and signals.received is None:

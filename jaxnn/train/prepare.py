@@ -20,7 +20,7 @@ from jaxnn.train import checks, engine, setting_checks
 from jaxnn.train import population as populations
 from jaxnn.train.evaluation import evaluate
 from jaxnn.train.hooks import Evaluate, Hook, Plan, StopOnNonFinite, direction
-from jaxnn.train.run import Checkpointing, Dispatch, Log
+from jaxnn.train.run import Checkpointing, Conditions, Dispatch, Log
 from jaxnn.train.windows import LEAVES, Windows
 from jaxnn.typing import Batch, Resident, Source, Strategy
 
@@ -99,6 +99,21 @@ class Prepared:
         alone = parallel.single(self.strategy.devices[0])
         state = init_state(self.task, self.tx, self.batch, seed=self.seed, strategy=alone)
         return self.strategy.put_state(populations.spread(state, self.population))
+
+    def conditions(self, driven: engine.Engine) -> Conditions:
+        """What it is trained with, and how it was driven."""
+        return Conditions(
+            tx=self.tx,
+            source=self.source,
+            strategy=self.strategy,
+            seed=self.seed,
+            plan=self.plan,
+            resident=self.resident is not None,
+            most=self.k_max,
+            steps=driven.steps,
+            dispatches=driven.dispatches,
+            traced=tuple(driven.traced),
+        )
 
     def windows(self) -> Windows | populations.PopulationWindows:
         """What makes rows of the sums."""

@@ -12,10 +12,40 @@ from jaxnn.optim.population import Population
 from jaxnn.report import html_table, sparkline
 from jaxnn.runs import RunFolder, curves
 from jaxnn.train import population as populations
-from jaxnn.typing import Source
+from jaxnn.train.hooks import Plan
+from jaxnn.typing import Source, Strategy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What a run was trained with and how it was driven, for `train.diagnose`: references, no copies.
+
+    Attributes:
+        tx: The optimizer.
+        source: Training data.
+        strategy: How steps were spread over devices.
+        seed: The source of randomness.
+        plan: What was going to be done.
+        resident: Whether the data lived on the device.
+        most: Steps a dispatch at most.
+        steps: Data steps done by this call.
+        dispatches: In how many dispatches.
+        traced: The batches that the step was traced for, each as text; of streamed data, else none.
+    """
+
+    tx: optax.GradientTransformation
+    source: Source
+    strategy: Strategy
+    seed: int
+    plan: Plan
+    resident: bool
+    most: int
+    steps: int
+    dispatches: int
+    traced: tuple[str, ...]
 
 
 @dataclasses.dataclass
@@ -29,6 +59,8 @@ class Run:
         stopped: Why the run ended before its last step; None where it did not.
         folder: Its folder, where `out` was given.
         population: What its members differ in, where it trained several; `state` then has their leading axis.
+        timing: What the clock said between rows: steps a second, the share of the time spent waiting for data.
+        conditions: What it was trained with; None of a member of a population.
     """
 
     task: Task
@@ -37,6 +69,8 @@ class Run:
     stopped: str | None = None
     folder: RunFolder | None = None
     population: Population | None = None
+    timing: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    conditions: Conditions | None = None
 
     def member(self, index: int) -> "Run":
         """One member of a population's run: its state and its rows, as its run alone would have them.
