@@ -1,0 +1,284 @@
+"""One update of `jaxnn.optim` beside optax's, hand-written ones and torch's, and the seconds they take to compile.
+
+python -m benchmarks.optimizers                       # the short set: 20 M parameters in 150 leaves, compiling
+python -m benchmarks.optimizers --leaves 150 1000 --rounds 31
+python -m benchmarks.optimizers --torch PYTHON        # torch too, by an interpreter that has it
+
+Every round times each arm once, in a shuffled order, after an untimed call; parameters and state are donated. A ratio
+is the median of paired ratios with its interval. Compilation: each program once, caches cleared before.
+"""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+from jaxnn import optim
+from jaxnn.bench import statistics
+
+LR, TOTAL = 1e-3, 20_000_000
+Step = Callable[[], None]  # one micro-step, done when it returns
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to measure."""
+
+    leaves: tuple[int, ...] = (150,)  # of how many leaves the parameters are
+    rounds: int = 21
+    compiling: bool = True  # also the seconds to compile
+    many: int = 3000  # leaves of the largest program to compile
+    torch: pathlib.Path | None = None  # a Python with torch, for its fused and foreach AdamW
+
+
+def parameters(count: int, total: int = TOTAL) -> dict[str, Any]:
+    """`count` nearly square matrices, `total` elements in all, float32."""
+    rows = int((total / count) ** 0.5)
+    shape = (rows, total // count // rows)
+    return {f"layer_{i:04d}": {"kernel": jnp.full(shape, 0.01, jnp.float32)} for i in range(count)}
+
+
+def update(tx: optax.GradientTransformation) -> Callable[..., Any]:
+    """`(params, state, grads) -> (params, state)`, the update applied."""
+
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = tx.update(grads, state, params)
+        return jax.tree.map(jnp.add, params, updates), state
+
+    return step
+
+
+def running(step: Callable[..., Any], params: Any, state: Any, grads: Any) -> Step:
+    """One call after the other of a step that is donated its parameters and state."""
+    program = jax.jit(step, donate_argnums=(0, 1))
+    held = [jax.tree.map(jnp.copy, params), state]
+
+    def run() -> None:
+        held[:] = program(*held, grads)
+        jax.block_until_ready(held)
+
+    return run
+
+
+def in_turn(*steps: Step) -> Step:
+    """Each call runs the next of `steps`."""
+    number = [0]
+
+    def run() -> None:
+        steps[number[0] % len(steps)]()
+        number[0] += 1
+
+    return run
+
+
+# ---- what is compared
+
+
+def fused(params: Any, state: Any, grads: Any) -> Any:
+    """AdamW written out by hand, leaf by leaf."""
+    count, mu, nu = state
+    count = count + 1
+    t = count.astype(jnp.float32)
+    rate, root = LR / (1 - 0.9**t), jnp.sqrt(1 - 0.999**t)
+
+    def leaf(p: Any, m: Any, v: Any, g: Any) -> Any:
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        return p - rate * m / (jnp.sqrt(v) / root + 1e-8) - LR * 0.01 * p, m, v
+
+    out = jax.tree.map(leaf, params, mu, nu, grads)
+    split = [jax.tree.map(lambda x, i=i: x[i], out, is_leaf=lambda x: isinstance(x, tuple)) for i in range(3)]
+    return split[0], (count, split[1], split[2])
+
+
+def copy(params: Any, state: Any, grads: Any) -> Any:
+    """The traffic of AdamW without its arithmetic: four arrays read, three written."""
+    mu, nu = state
+    return (
+        jax.tree.map(lambda p, g: p + g, params, grads),
+        (jax.tree.map(lambda m, g: m + g, mu, grads), jax.tree.map(lambda v, g: v - g, nu, grads)),
+    )
+
+
+def accumulated(k: int, params: Any, grads: Any) -> Step:
+    """Calls that add, k - 1 of them, and one that emits, each a program of its own."""
+    tx = optim.accumulate(optim.adamw(LR), k)
+
+    def last(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = tx.emit(grads, state, params)
+        return jax.tree.map(jnp.add, params, updates), state
+
+    add, emit = jax.jit(tx.add, donate_argnums=1), jax.jit(last, donate_argnums=(0, 1))
+    held = [jax.tree.map(jnp.copy, params), jax.jit(tx.init)(params)]
+
+    def more() -> None:
+        held[1] = add(grads, held[1])
+        jax.block_until_ready(held)
+
+    def finish() -> None:
+        held[:] = emit(*held, grads)
+        jax.block_until_ready(held)
+
+    return in_turn(*[more] * (k - 1), finish)
+
+
+def clipped() -> optax.GradientTransformation:
+    """Our clip and AdamW."""
+    return optim.stages(
+        clip=optim.clip_by_global_norm(1.0),
+        adam=optim.adamw_core(),
+        decay=optim.decay(0.01),
+        lr=optim.scale_by_lr(LR),
+    )
+
+
+def arms(count: int) -> Iterator[tuple[str, float, int, dict[str, Step]]]:
+    """Comparisons as (what, most that the ratio must be, micro-steps a unit, arms); the first arm is the base."""
+    params = parameters(count)
+    grads = jax.tree.map(lambda p: 0.5 * p, params)
+    one = lambda tx: running(update(tx), params, jax.jit(tx.init)(params), grads)  # noqa: E731
+    zeros = lambda: jax.tree.map(jnp.zeros_like, params)  # noqa: E731
+    flat = {"all": {"kernel": jnp.concatenate([x.ravel() for x in jax.tree.leaves(params)])}}
+    yield (
+        "adamw",
+        1.0,
+        1,
+        {
+            "optax": one(optax.adamw(LR, weight_decay=0.01)),
+            "jaxnn": one(optim.adamw(LR)),
+            "by hand": running(fused, params, (jnp.zeros((), jnp.int32), zeros(), zeros()), grads),
+            "one flat vector": running(
+                update(optim.adamw(LR)),
+                flat,
+                jax.jit(optim.adamw(LR).init)(flat),
+                jax.tree.map(lambda p: 0.5 * p, flat),
+            ),
+            "its memory traffic": running(copy, params, (zeros(), zeros()), grads),
+        },
+    )
+    clip = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(LR, weight_decay=0.01))
+    yield "clip and adamw", 0.6, 1, {"optax": one(clip), "jaxnn": one(clipped())}
+    skip = optax.apply_if_finite(optax.adamw(LR, weight_decay=0.01), 10)
+    yield "skip what is not finite", 0.6, 1, {"optax": one(skip), "jaxnn": one(optim.skip_nonfinite(optim.adamw(LR)))}
+    steps = optax.MultiSteps(optax.adamw(LR, weight_decay=0.01), 4).gradient_transformation()
+    branch = one(optim.accumulate(optim.adamw(LR), 4))
+    halves = accumulated(4, params, grads)
+    yield "accumulate by 4", 0.4, 4, {"optax": one(steps), "jaxnn": halves, "jaxnn in one program": branch}
+
+
+def timed(steps: Mapping[str, Step], units: int, rounds: int) -> dict[str, np.ndarray]:
+    """Seconds a micro-step of every arm, [rounds], in turns."""
+    rng = np.random.default_rng(0)
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for name in steps:
+        for _ in range(units):
+            steps[name]()
+    for _ in range(rounds):
+        for name in rng.permutation(list(steps)):
+            for _ in range(units):
+                steps[name]()  # warms the caches that another arm has cooled
+            began = time.perf_counter()
+            for _ in range(units):
+                steps[name]()
+            times[name].append((time.perf_counter() - began) / units)
+    return {name: np.asarray(t) for name, t in times.items()}
+
+
+def show(what: str, most: float, times: Mapping[str, np.ndarray]) -> bool:
+    """Prints a comparison; says whether ours is within its bound."""
+    base = next(iter(times))
+    met = True
+    for name, seconds in times.items():
+        log = np.log(seconds / times[base])
+        interval = statistics.median_interval(log, 0.95)
+        ratio = float(np.exp(np.median(log)))
+        said = ""
+        if name == "jaxnn":
+            met = ratio <= most
+            said = f"  {'met' if met else 'MISSED'} (must {most:g})"
+        bounds = "" if name == base else f" [{np.exp(interval.low):.2f}, {np.exp(interval.high):.2f}]"
+        print(f"  {what:26} {name:22} {1e3 * np.median(seconds):8.1f} ms  {ratio:.2f}{bounds}{said}", flush=True)
+    return met
+
+
+# ---- compiling
+
+
+def compile_s(step: Callable[..., Any], tx: optax.GradientTransformation, params: Any) -> float:
+    """Seconds from a function to its program, from cold caches."""
+    jax.clear_caches()
+    state = jax.eval_shape(tx.init, params)
+    began = time.perf_counter()
+    jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+    return time.perf_counter() - began
+
+
+def compiling(many: int) -> bool:
+    """Prints seconds to compile Muon on 96 matrices and AdamW on many leaves, ours beside optax's."""
+    shape = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+    matrices = {f"blocks_{i}": {"kernel": shape} for i in range(96)}
+    rows = jax.ShapeDtypeStruct((16, 16), jnp.float32)
+    leaves = {f"layer_{i}": {"kernel": rows} for i in range(many)}
+    met = True
+    for what, least, goal, params, theirs, ours in (
+        ("muon, 96 matrices", 8, 12, matrices, optax.contrib.muon(LR), optim.muon(LR)),
+        (f"adamw, {many} leaves", 3, 5, leaves, optax.adamw(LR), optim.adamw(LR)),
+    ):
+        seconds = [compile_s(update(tx), tx, params) for tx in (theirs, ours)]
+        ratio = seconds[0] / seconds[1]
+        met &= ratio >= least
+        said = "goal met" if ratio >= goal else "met" if ratio >= least else "MISSED"
+        print(
+            f"  compile {what:18} optax {seconds[0]:6.1f} s  jaxnn {seconds[1]:6.1f} s  {ratio:.1f} times faster  "
+            f"{said} (must {least}, goal {goal})",
+            flush=True,
+        )
+    return met
+
+
+TORCH = """
+import json, sys, time, torch
+torch.set_num_threads({threads})
+count, total, rounds = {count}, {total}, {rounds}
+rows = int((total / count) ** 0.5); shape = (rows, total // count // rows)
+for name, how in (("fused", dict(fused=True)), ("foreach", dict(foreach=True))):
+    params = [torch.nn.Parameter(torch.full(shape, 0.01)) for _ in range(count)]
+    for p in params: p.grad = 0.5 * p.detach()
+    tx = torch.optim.AdamW(params, 1e-3, weight_decay=0.01, **how)
+    times = []
+    for i in range(rounds + 2):
+        began = time.perf_counter(); tx.step(); times.append(time.perf_counter() - began)
+    print(json.dumps([name, sorted(times[2:])[rounds // 2]]))
+"""
+
+
+def torch_times(python: pathlib.Path, count: int, rounds: int) -> None:
+    """Prints torch's AdamW on the same sizes, in a process of its own after ours: beside, not in turns."""
+    code = TORCH.format(threads=2, count=count, total=TOTAL, rounds=rounds)
+    out = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout
+    for name, seconds in map(json.loads, out.splitlines()):
+        print(f"  {'adamw':26} {'torch ' + name:22} {1e3 * seconds:8.1f} ms", flush=True)
+
+
+def main(cfg: Config) -> bool:
+    """Prints every comparison; gives whether all bounds hold."""
+    met = True
+    for count in cfg.leaves:
+        print(f"{TOTAL // 10**6} M float32 parameters in {count} leaves, {cfg.rounds} rounds, jax {jax.__version__}")
+        for what, most, units, steps in arms(count):
+            met &= show(what, most, timed(steps, units, cfg.rounds))
+        if cfg.torch is not None:
+            torch_times(cfg.torch, count, cfg.rounds)
+    return compiling(cfg.many) and met if cfg.compiling else met
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
