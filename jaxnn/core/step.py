@@ -20,6 +20,7 @@ from jaxnn.core import finite
 from jaxnn.core.init import roles
 from jaxnn.core.state import State, abstract, check_same, complete, reported
 from jaxnn.core.task import Task
+from jaxnn.optim import apply_updates
 from jaxnn.typing import Array, Batch, Loss, Mean, ModelState, Params, PyTree, Resident, Strategy, Sums
 
 
@@ -86,7 +87,7 @@ def make_update_fn(tx: optax.GradientTransformation, *, grad_norm: bool) -> Call
             value_fn=value_fn,
             aux=sums,
         )
-        params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), state.params, updates)
+        params = apply_updates(state.params, updates)
         # Elementwise selects fuse into the update, which reads both sides anyway.
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(some, n, o), new, old)  # noqa: E731
         one = jnp.ones((), jnp.float32)

@@ -19,7 +19,7 @@ from jaxnn.typing import Array, PyTree
 
 
 class SkipState(NamedTuple):
-    """State of `skip_nonfinite`: the number of skipped steps, as metric `skipped`, and the wrapped optimizer's."""
+    """State of `skip_nonfinite`: metrics `skip` and `skipped`, and the wrapped optimizer's state."""
 
     metrics: Metrics
     inner: PyTree
@@ -28,7 +28,8 @@ class SkipState(NamedTuple):
 def skip_nonfinite(tx: optax.GradientTransformation) -> Transformation:
     """Leaves parameters and state as they are in a step whose gradients are not finite, and counts it.
 
-    `optim.metrics(state)["skipped"]` is their number so far. The test is whether the gradients' global norm is finite,
+    `optim.metrics(state)["skipped"]` is their number so far, and `"skip"` 1 where the last step was one, so that its
+    mean over a window of a run's log is their share. The test is whether the gradients' global norm is finite,
     which `clip_by_global_norm` and the metric `norms` are then given. A norm above 1.8e19, whose square float32 does
     not hold, counts as not finite. There is no branch: the choice between new and old state fuses into the update,
     which reads both anyway.
@@ -39,13 +40,13 @@ def skip_nonfinite(tx: optax.GradientTransformation) -> Transformation:
     inner = inner_of("optim.skip_nonfinite", tx)
 
     def init(params: PyTree) -> SkipState:
-        return SkipState(Metrics({"skipped": jnp.zeros((), jnp.float32)}), inner.init(params))
+        return SkipState(Metrics(dict.fromkeys(("skip", "skipped"), jnp.zeros((), jnp.float32))), inner.init(params))
 
     def update(
         updates: PyTree, state: SkipState, params: PyTree = None, *, context: Context | None = None, **extra: Any
     ) -> tuple[PyTree, SkipState]:
         good, updates, new = _guarded(inner, updates, state.inner, params, context, extra)
-        return updates, SkipState(Metrics({"skipped": _counted(state, good)}), new)
+        return updates, SkipState(Metrics(_counted(state, good)), new)
 
     return wrap("skip_nonfinite", inner, init, update)
 
@@ -56,7 +57,7 @@ class LossScaleState(NamedTuple):
     Attributes:
         scale: float32 scalar: what the loss is to be multiplied by.
         good: int32 scalar: updates since it last changed.
-        metrics: `loss_scale`, and `skipped`, the number of skipped steps.
+        metrics: `loss_scale`; and `skip` and `skipped` as of `skip_nonfinite`.
         inner: The wrapped optimizer's.
     """
 
@@ -107,8 +108,9 @@ def loss_scale(
 
     def init(params: PyTree) -> LossScaleState:
         scale = jnp.asarray(initial, jnp.float32)
+        none = dict.fromkeys(("skip", "skipped"), jnp.zeros((), jnp.float32))
         return LossScaleState(
-            scale, jnp.zeros((), jnp.int32), _metrics(scale, jnp.zeros((), jnp.float32)), inner.init(params)
+            scale, jnp.zeros((), jnp.int32), Metrics({"loss_scale": scale, **none}), inner.init(params)
         )
 
     def update(
@@ -123,17 +125,16 @@ def loss_scale(
         scale = jnp.where(grows, state.scale * np.float32(factor), state.scale)
         scale = jnp.where(good, scale, state.scale / np.float32(factor))
         scale = jnp.clip(scale, np.float32(smallest), np.float32(largest))
-        return updates, LossScaleState(scale, jnp.where(grows, 0, run), _metrics(scale, _counted(state, good)), new)
+        return updates, LossScaleState(
+            scale, jnp.where(grows, 0, run), Metrics({"loss_scale": scale, **_counted(state, good)}), new
+        )
 
     return wrap("loss_scale", inner, init, update)
 
 
-def _metrics(scale: Array, skipped: Array) -> Metrics:
-    return Metrics({"loss_scale": scale, "skipped": skipped})
-
-
-def _counted(state: SkipState | LossScaleState, good: Array) -> Array:
-    return state.metrics.values["skipped"] + (1 - good.astype(jnp.float32))
+def _counted(state: SkipState | LossScaleState, good: Array) -> dict[str, Array]:
+    skip = 1 - good.astype(jnp.float32)
+    return {"skip": skip, "skipped": state.metrics.values["skipped"] + skip}
 
 
 def _guarded(
