@@ -140,7 +140,7 @@ def cost_of_steps(names: tuple[str, ...], cfg: Config) -> dict[str, tuple[str, f
 
 def ranked(heats: list[dict[str, Any]], cfg: Config) -> list[dict[str, Any]]:
     """A row an optimizer at its best rate, best first: last bits a byte over the seeds, steps to AdamW's last."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in dict.fromkeys(h["optimizer"] for h in heats):
         mine = [h for h in heats if h["optimizer"] == name]
         curves = np.array([h["bits"] for h in mine])  # [seeds, rates, points]

@@ -31,9 +31,7 @@ def _with_child(node: Any, name: str, value: Any) -> Any:
         return type(node)(**dict(zip(fields, node, strict=True)) | {name: value})
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         return dataclasses.replace(node, **{name: value})
-    items = list(node)
-    items[int(name)] = value
-    return type(node)(items)
+    return type(node)(value if str(i) == name else item for i, item in enumerate(node))
 
 
 def _steps(state: PyTree, path: str, where: str) -> list[str]:
