@@ -64,7 +64,7 @@ def adafactor_core(
         Shazeer & Stern 2018, arXiv:1804.04235, Algorithms 4 and 5; the momentum as in T5X and optax, after the scale.
     """
     where = "optim.adafactor"
-    with_momentum = {} if momentum is None else {"momentum": momentum}
+    with_momentum: dict[str, Any] = {} if momentum is None else {"momentum": momentum}
     hyper = Hyperparameters(
         where,
         domains={"clip": POSITIVE, "eps": POSITIVE, "decay_power": POSITIVE},

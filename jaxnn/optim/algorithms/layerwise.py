@@ -1,4 +1,4 @@
-"""LAMB and LARS: a layer's step is scaled to the size of its parameters. LAMB is thin over optax's trust ratio."""
+"""LAMB and LARS: each layer's step is scaled to the size of its parameters, also where one leaf stacks several."""
 
 from typing import Any, NamedTuple
 
@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxnn import tree
 from jaxnn.optim.algorithms.adam import adam_core
 from jaxnn.optim.compose import select
-from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
+from jaxnn.optim.compose.matrices import layer_norm
+from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, stateless, times
 from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import Transformation
@@ -46,10 +46,27 @@ def lamb(
     return stages(
         adam=adam_core(b1, b2, eps),
         decay=decay(weight_decay, where=where, coupling="lr"),
-        trust=optax.scale_by_trust_ratio(),
+        trust=stateless(trust_ratio, "trust_ratio"),
         lr=scale_by_lr(lr),
         metrics=metrics,
     )
+
+
+def trust_ratio(updates: PyTree, params: PyTree) -> PyTree:
+    """Scales each layer of u by ||x|| / ||u||; by 1 where either norm is 0.
+
+    Raises:
+        ValueError: If the parameters are not given.
+    """
+    if params is None:
+        raise ValueError("optim.lamb: update needs the parameters: tx.update(grads, state, params).")
+
+    def one(leaf: select.Leaf, u: Array, p: Array) -> Array:
+        size, length = layer_norm(leaf, p), layer_norm(leaf, u)
+        ratio = jnp.where((size > 0) & (length > 0), size / jnp.where(length > 0, length, 1), 1)
+        return ratio.astype(u.dtype) * u
+
+    return jax.tree.map(one, select.leaves(params), updates, params)
 
 
 class LayerRateState(NamedTuple):
@@ -91,10 +108,10 @@ def layer_rate(
             g, p = full(g), full(p)
             if not where(leaf):
                 return g
-            size, steep = tree.global_norm(p), tree.global_norm(g)
+            size, steep = layer_norm(leaf, p), layer_norm(leaf, g)
             below = steep + h.weight_decay * size
             ratio = jnp.where((size > 0) & (below > 0), h.trust * size / jnp.where(below > 0, below, 1), 1)
-            return times(ratio, g + times(h.weight_decay, p))
+            return ratio.astype(g.dtype) * (g + times(h.weight_decay, p))
 
         return jax.tree.map(one, select.leaves(params), grads, params), LayerRateState(hypers)
 

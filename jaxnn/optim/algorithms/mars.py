@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxnn.optim.algorithms.adam import adam_core
+from jaxnn.optim.compose import select
+from jaxnn.optim.compose.matrices import layer_norm
 from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
 from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stages import stages
@@ -32,7 +34,7 @@ def mars_core(
     """Any optimizer on variance-reduced gradients; `gamma` 0 leaves it as it is, but for the clip.
 
     c <- g + gamma b1 / (1 - b1) (g - g_last), g itself at the first update
-    c <- c min(1, max_norm / ||c||), leaf by leaf
+    c <- c min(1, max_norm / ||c||), layer by layer
 
     The approximate form: g_last is the last batch's gradient, and costs no second pass.
 
@@ -40,7 +42,7 @@ def mars_core(
         tx: What is given c; with `b1` as its momentum's decay rate.
         gamma: Strength; >= 0.
         b1: See above.
-        max_norm: Bound of a leaf's corrected gradient; > 0.
+        max_norm: Bound of a layer's corrected gradient; > 0.
 
     Raises:
         ValueError: If a hyperparameter is out of range.
@@ -60,12 +62,13 @@ def mars_core(
         grads = jax.tree.map(full, grads)
         strength = jnp.where(h.count > 1, h.gamma * h.b1 / (1 - h.b1), 0)
 
-        def corrected(g: Array, last: Array) -> Array:
+        def corrected(leaf: select.Leaf, g: Array, last: Array) -> Array:
             c = g + times(strength, g - last)
-            norm = jnp.sqrt(jnp.vdot(c, c).real).astype(jnp.float32)
-            return times(h.max_norm / jnp.maximum(norm, h.max_norm), c)
+            bound = h.max_norm.astype(c.real.dtype)
+            return (bound / jnp.maximum(layer_norm(leaf, c), bound)).astype(c.dtype) * c
 
-        updates, new = inner.update(jax.tree.map(corrected, grads, state.last), state.inner, params, **extra)
+        ahead = jax.tree.map(corrected, select.leaves(grads), grads, state.last)
+        updates, new = inner.update(ahead, state.inner, params, **extra)
         return updates, MarsState(hypers, grads, new)
 
     return Transformation(init, update, name="mars", parts={"inner": inner}, hyper=hyper)

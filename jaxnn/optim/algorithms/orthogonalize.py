@@ -74,7 +74,8 @@ class Orthogonalizer:
             poly = b * gram + c * self._mm(gram, gram)
             return a * x + (self._mm(poly, x) if wide else self._mm(x, poly)), None
 
-        return jax.lax.scan(step, x, tuple(jnp.asarray(column, x.dtype) for column in zip(*self.steps)))[0]
+        a, b, c = (jnp.asarray(column, x.dtype) for column in zip(*self.steps))
+        return jax.lax.scan(step, x, (a, b, c))[0]
 
     def _by_gram(self, x: Array, wide: bool) -> Array:
         # X_k = Q_k X with Q_k a polynomial in A = X X^H: Q and the Gram matrix of X_k commute with A and are Hermitian.

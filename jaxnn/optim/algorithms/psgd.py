@@ -204,7 +204,8 @@ def balanced(ql: Array, qr: Array) -> tuple[Array, Array]:
         return ql, qr
     sizes = [jnp.max(jnp.abs(q.reshape(q.shape[0], -1)), 1) for q in (ql, qr)]
     mean = jnp.sqrt(sizes[0] * sizes[1])
-    return tuple(q * (mean / s).reshape(-1, *(1,) * (q.ndim - 1)) for q, s in zip((ql, qr), sizes))
+    ql, qr = (q * (mean / s).reshape(-1, *(1,) * (q.ndim - 1)) for q, s in zip((ql, qr), sizes))
+    return ql, qr
 
 
 def psgd_kron(

@@ -50,7 +50,7 @@ def rmsprop_core(
     Source:
         Tieleman & Hinton 2012, Coursera lecture 6.5; centered: Graves 2013, arXiv:1308.0850, equations 38-45.
     """
-    with_momentum = {} if momentum is None else {"momentum": momentum}
+    with_momentum: dict[str, Any] = {} if momentum is None else {"momentum": momentum}
     hyper = Hyperparameters("optim.rmsprop", decay=decay, eps=eps, **with_momentum)
 
     def zeros(params: Params) -> Params:

@@ -117,7 +117,8 @@ def shampoo_core(
                 left = times(h.b2, left) + times(fresh, g @ jnp.swapaxes(g, 1, 2))
 
             def roots(_: Any) -> tuple[Array, Array]:
-                return tuple(inverse_root(x / shares[1].astype(x.dtype), p, h.eps) for x in (left, right))
+                share = shares[1].astype(right.dtype)
+                return inverse_root(left / share, p, h.eps), inverse_root(right / share, p, h.eps)
 
             if right.size:
                 rl, rr = jax.lax.cond(due, roots, lambda _: (rl, rr), None)
@@ -142,8 +143,8 @@ def shampoo_core(
             shape[0] = [jnp.where(ready, x * _ratio(d, x), d) for x, d in zip(shape[0], targets)]
         leaves = [[view.unfold(x) for view, x in zip(known, xs)] for xs in shape]
         leaves += [[x.reshape(*part.lead, *x.shape[1:]) for part, x in zip(blocks, xs)] for xs in made[2:]]
-        u, *rest = (jax.tree.unflatten(jax.tree.structure(grads), xs) for xs in leaves)
-        return u, ShampooState(hypers, *rest, own)
+        u, mu, left, right, rl, rr = (jax.tree.unflatten(jax.tree.structure(grads), xs) for xs in leaves)
+        return u, ShampooState(hypers, mu, left, right, rl, rr, own)
 
     parts = {} if grafted is None else {"graft": grafted}
     return Transformation(init, update, name="shampoo", hyper=hyper, parts=parts, wants_context=True)

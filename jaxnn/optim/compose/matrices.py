@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.optim.compose import select
+from jaxnn.optim.compose.scaling import full
 from jaxnn.typing import Array, PyTree
 
 
@@ -89,6 +90,17 @@ class View:
     def unwide(self, x: Array) -> Array:
         """The inverse of `wide`."""
         return self.unfold(jnp.swapaxes(x, 1, 2) if self.rows > self.cols else x)
+
+
+def layer_norm(leaf: select.Leaf, x: Array) -> Array:
+    """The L2 norm of each layer of a parameter, real: [*stacked, 1, ..., 1], or of rank 0 where none are stacked."""
+    stacked = leaf.role.stacked
+    x = full(x)
+    if not stacked:
+        flat = x.reshape(-1)
+        return jnp.sqrt(jnp.vdot(flat, flat).real)
+    squares = jnp.sum(jnp.square(jnp.abs(x)), tuple(range(stacked, x.ndim)), keepdims=True)
+    return jnp.sqrt(squares)
 
 
 def views(

@@ -1,0 +1,200 @@
+"""What every optimizer of the registry is held to, whatever its rule: one matrix over all of them.
+
+optax's issues that the columns stand for are named in tests/optim/compose. Sharding is in compose/test_specs.py,
+storage dtypes in compose/test_dtypes.py, parity with the reference packages in test_parity.py.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnn import optim, tree
+from jaxnn.optim.registry import OPTIMIZERS
+
+STEPS = 60
+# Every program runs once or thrice on a few numbers: most of this file's time is LLVM's, which need not try hard.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def parameters(dtype=jnp.float32):
+    return {"b": jnp.asarray([-0.5, 0.6], dtype), "w": jnp.asarray([[0.7, -0.4], [0.3, 0.5], [-0.6, 0.4]], dtype)}
+
+
+def loss(p, which=0.0, **_):
+    """0 is a parabola with its axes turned, 1 Rosenbrock's valley, scaled so that one rate does for both."""
+    x = jnp.concatenate([jnp.ravel(p["w"]).real, p["b"]]).astype(jnp.float32)
+    target = jnp.linspace(-1, 1, 8)
+    parabola = jnp.sum(jnp.square(x - target) * jnp.linspace(0.2, 1, 8)) + 0.3 * jnp.square(jnp.sum(x - target))
+    valley = jnp.sum(5 * jnp.square(x[1:] - jnp.square(x[:-1])) + jnp.square(1 - x[:-1])) / 4
+    return (1 - which) * parabola + which * valley
+
+
+def step(tx, needs, fn, params, state):
+    """One update on `fn`, with the extra arguments that the optimizer needs."""
+    value, grads = jax.value_and_grad(fn)(params)
+    known = {"value": value, "value_fn": fn}
+    extra = {name: known[name] for name in needs} | ({"grad": grads} if "value_fn" in needs else {})
+    updates, state = tx.update(grads, state, params, **extra)
+    return optim.apply_updates(params, updates), state
+
+
+@functools.cache
+def built(name):
+    """The optimizer, and its step on the parabola, jitted once for all tests; `traces` counts."""
+    entry = OPTIMIZERS[name]
+    tx = entry.make(entry.lr)
+    traces = []
+
+    def traced(params, state):
+        traces.append(1)
+        return step(tx, entry.needs, loss, params, state)
+
+    return tx, entry, jit(traced), traces
+
+
+def close(a, b, tolerance=2e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
+
+
+def kinds(state):
+    return [(path, np.shape(x), jnp.result_type(x)) for path, x in tree.leaves_by_path(state).items()]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_one_program_makes_headway_whatever_runs_it(name):
+    """Parabola and Rosenbrock; jit = scan = vmap; one trace over steps and rates; abstract init; state unchanged."""
+    tx, entry, once, traces = built(name)
+    params = parameters()
+    state = tx.init(params)
+    assert kinds(jax.eval_shape(tx.init, params)) == kinds(state)
+
+    def run(which):
+        fn = functools.partial(loss, which=which)
+
+        def body(carry, _):
+            carry = step(tx, entry.needs, fn, *carry)
+            return carry, (carry[0], fn(optim.eval_params(carry[1], carry[0])))
+
+        return jax.lax.scan(body, (params, tx.init(params)), length=STEPS)[1]
+
+    path, values = jit(jax.vmap(run))(jnp.asarray([0.0, 1.0]))
+    for which, share in ((0.0, 0.7), (1.0, 0.9)):
+        assert float(values[int(which), -1]) < share * float(loss(params, which)), f"{name}: {values[int(which), ::10]}"
+
+    before = kinds(state)
+    for turn in range(3):
+        params, state = once(params, state)
+        close(params, jax.tree.map(lambda x, t=turn: x[0, t], path), 1e-4)
+    assert kinds(state) == before
+    if "lr" in optim.hyper(state):
+        still, state = once(params, optim.set_hyper(state, lr=0.0))
+        if not name.startswith(("schedule_free", "lars")):
+            close(still, params, 1e-6)  # those average, or have the rate inside their momentum
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_eager_is_jitted_and_a_state_saved_flat_goes_on(name):
+    tx, entry, once, _ = built(name)
+    params = parameters()
+    two = once(*once(params, tx.init(params)))
+    saved = [np.asarray(x).copy() for x in jax.tree.leaves(two)]
+    structure = jax.tree.structure((params, jax.eval_shape(tx.init, params)))
+    restored = jax.tree.unflatten(structure, [jnp.asarray(x) for x in saved])
+    three, again = once(*two), once(*restored)
+    jax.tree.map(np.testing.assert_array_equal, three, again)
+    eager = step(tx, entry.needs, loss, *two)
+    close(eager[0], three[0], 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_bfloat16_parameters_make_no_nan_and_no_second_program(name):
+    """optax #1414, #1207, #1098."""
+    tx, entry, _, _ = built(name)
+    traces = []
+
+    @jit
+    def once(params, state):
+        traces.append(1)
+        return step(tx, entry.needs, loss, params, state)
+
+    params = parameters(jnp.bfloat16)
+    state = jit(tx.init)(params)
+    before = kinds(state)
+    for _ in range(3):
+        params, state = once(params, state)
+    assert len(traces) == 1
+    assert kinds(state) == before
+    assert all(x.dtype == jnp.bfloat16 and np.isfinite(x.astype(np.float32)).all() for x in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_leaves_of_no_size_and_complex_ones(name):
+    tx, entry, _, _ = built(name)
+    params = {
+        "c": jnp.asarray([[0.3 + 0.4j, -0.2 + 0.1j], [0.5j, 0.6], [0.1, -0.7j]], jnp.complex64),
+        "none": jnp.zeros((0,)),
+        "rows": jnp.zeros((0, 3)),
+        "scalar": jnp.asarray(0.5),
+        "w": jnp.ones((2, 3)),
+    }
+    fn = lambda p, **_: sum(jnp.sum(jnp.square(jnp.abs(x - 0.1))) for x in jax.tree.leaves(p))  # noqa: E731
+
+    def conjugated(params, state):
+        value, grads = jax.value_and_grad(fn)(params)
+        grads = jax.tree.map(jnp.conj, grads)  # jax's gradient of a real function descends by its conjugate
+        known = {"value": value, "value_fn": fn, "grad": grads}
+        extra = {n: known[n] for n in entry.needs} | ({"grad": grads} if "value_fn" in entry.needs else {})
+        updates, state = tx.update(grads, state, params, **extra)
+        return optim.apply_updates(params, updates), state
+
+    def run(params):
+        turn = lambda carry, _: (conjugated(*carry), None)  # noqa: E731
+        return jax.lax.scan(turn, (params, tx.init(params)), length=20)[0]
+
+    new, _ = jit(run)(params)
+    assert kinds(new) == kinds(params)
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(new))
+    assert float(fn(new)) < float(fn(params))
+    assert float(jnp.sum(jnp.abs(new["c"] - params["c"]))) > 0
+
+
+@pytest.mark.parametrize("name", [name for name, entry in OPTIMIZERS.items() if not entry.needs])
+def test_micro_batches_are_one_batch_and_layers_stacked_are_layers_apart(name):
+    tx, _, _, _ = built(name)
+    rng = np.random.default_rng(0)
+    apart = {f"w{i}": jnp.asarray(rng.normal(size=(3, 2)), jnp.float32) for i in range(3)}
+    grads = [{k: jnp.asarray(rng.normal(size=(3, 2)), jnp.float32) for k in apart} for _ in range(2)]
+    stack = lambda t: {"w": jnp.stack(list(t.values()))}  # noqa: E731
+
+    def two_steps(tx, params, grads):
+        state = tx.init(params)
+        for g in grads:
+            updates, state = tx.update(g, state, params)
+            params = optim.apply_updates(params, updates)
+        return params
+
+    def accumulated(params):
+        many = optim.accumulate(tx, 2)
+        state = many.init(params)
+        for g in grads:  # each is cut into two that differ, whose mean it is
+            half = jax.tree.map(lambda x: x * jnp.linspace(0, 2, x.size).reshape(x.shape), g)
+            state = many.add(half, state)
+            rest = jax.tree.map(lambda x, h: 2 * x - h, g, half)
+            updates, state = many.emit(rest, state, params)
+            params = optim.apply_updates(params, updates)
+        return params
+
+    @jit
+    def all_ways():
+        with tree.declaring(lambda: {"w": tree.Role("matrix", 1)}):
+            stacked = two_steps(tx, stack(apart), [stack(g) for g in grads])
+        return two_steps(tx, apart, grads), stacked, accumulated(apart)
+
+    plain, stacked, micro = all_ways()
+    close(micro, plain)
+    close(stacked, stack(plain))
