@@ -8,7 +8,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -46,16 +46,11 @@ def decayed(core: optax.GradientTransformation, lr: Schedule, **how: Any) -> opt
     return optim.stages(core=core, decay=optim.decay(0.1, **how), lr=optim.scale_by_lr(lr))
 
 
-def on_spheres(lr: Schedule) -> optax.GradientTransformation:
-    """Adam whose matrices keep their norms."""
-    return optim.stages(core=ADAM, lr=optim.scale_by_lr(lr), ball=optim.hyperball())
-
-
 RACERS: Mapping[str, tuple[float, Callable[[Schedule], optax.GradientTransformation]]] = {
     "adamw": (3e-3, lambda lr: decayed(ADAM, lr)),
     "cautious adamw": (3e-3, lambda lr: decayed(optim.cautious(ADAM), lr)),
     "adamw, cautious decay": (3e-3, lambda lr: decayed(ADAM, lr, cautious=True)),
-    "adamw hyperball": (1e-2, on_spheres),
+    "adamw hyperball": (1e-2, lambda lr: optim.stages(a=ADAM, lr=optim.scale_by_lr(lr), ball=optim.hyperball())),
     "lion": (5e-4, lambda lr: optim.lion(lr, weight_decay=0.5)),
     "ademamix": (3e-3, lambda lr: decayed(optim.ademamix_core(b2=0.95, b3=0.999, alpha=2.0), lr)),
     "mars": (3e-3, lambda lr: optim.mars(lr, weight_decay=0.1)),
@@ -125,43 +120,44 @@ def cost_of_steps(names: tuple[str, ...], cfg: Config) -> dict[str, tuple[str, f
         step = make_step(made.task, made.tx, strategy)
         full = jax.device_put({**batch, "mask": np.ones(cfg.batch, np.float32), "index": np.arange(cfg.batch)})
         cases[name] = bench.Case(name, step, (state, full))
-    if len(cases) == 1:
-        return {name: ("1", bytes_each[name]) for name in names}
     found = bench.compare(cases, max_seconds=cfg.time_s * len(cases), tolerance=0.5)
-    ratios = {
-        name: f"{row.estimate.ratio:.2f} [{row.estimate.interval.low:.2f}, {row.estimate.interval.high:.2f}]"
-        for name, row in found.rows.items()
-    }
+    shown = {name: row.estimate for name, row in found.rows.items()}
+    ratios = {n: f"{e.ratio:.2f} [{e.interval.low:.2f}, {e.interval.high:.2f}]" for n, e in shown.items()}
     return {name: (ratios.get(name, "1"), bytes_each[name]) for name in names}
 
 
 # ---- the table
 
 
-def ranked(heats: list[dict[str, Any]], cfg: Config) -> list[dict[str, Any]]:
-    """A row an optimizer at its best rate, best first: last bits a byte over the seeds, steps to AdamW's last."""
-    rows: list[dict[str, Any]] = []
+class Row(NamedTuple):
+    """An optimizer at its best rate, in bits a byte: at the end [seeds], over the steps [points]; and the whole sweep."""
+
+    optimizer: str
+    rate: float
+    edge: bool  # whether the best rate is the sweep's first or last
+    last: np.ndarray
+    steps: list[int]
+    curve: np.ndarray
+    sweep: np.ndarray  # bits a byte at the end, by rate
+
+
+def ranked(heats: list[dict[str, Any]], cfg: Config) -> list[Row]:
+    """A row an optimizer, best first."""
+    rows = []
     for name in dict.fromkeys(h["optimizer"] for h in heats):
         mine = [h for h in heats if h["optimizer"] == name]
         curves = np.array([h["bits"] for h in mine])  # [seeds, rates, points]
-        last = np.where(np.isfinite(curves[..., -1]), curves[..., -1], np.inf).mean(0)
-        best = int(np.argmin(last))
-        rows.append(
-            {
-                "optimizer": name,
-                "rate": RACERS[name][0] * cfg.multipliers[best],
-                "edge": best in (0, len(cfg.multipliers) - 1),
-                "last": curves[:, best, -1],
-                "steps": mine[0]["steps"],
-                "curve": curves[:, best].mean(0),
-                "sweep": last,
-            }
-        )
-    adamw = next((row for row in rows if row["optimizer"] == "adamw"), None)
-    for row in rows:
-        there = [] if adamw is None else np.flatnonzero(row["curve"] <= adamw["last"].mean())
-        row["to_adamw"] = int(row["steps"][there[0]]) if len(there) else None
-    return sorted(rows, key=lambda row: row["last"].mean())
+        sweep = np.where(np.isfinite(curves[..., -1]), curves[..., -1], np.inf).mean(0)
+        i = int(np.argmin(sweep))
+        rate, edge = RACERS[name][0] * cfg.multipliers[i], i in (0, len(cfg.multipliers) - 1)
+        rows.append(Row(name, rate, edge, curves[:, i, -1], mine[0]["steps"], curves[:, i].mean(0), sweep))
+    return sorted(rows, key=lambda row: row.last.mean())
+
+
+def reaches(row: Row, rows: list[Row]) -> int | None:
+    """The step at which an optimizer is where AdamW ends; None if it never is."""
+    bound = next((float(other.last.mean()) for other in rows if other.optimizer == "adamw"), -np.inf)
+    return next((step for step, bits in zip(row.steps, row.curve) if bits <= bound), None)
 
 
 HEADERS = (
@@ -175,30 +171,30 @@ HEADERS = (
 )
 
 
-def table(rows: list[dict[str, Any]], costs: Mapping[str, tuple[str, float]], cfg: Config) -> list[list[Any]]:
+def table(rows: list[Row], costs: Mapping[str, tuple[str, float]], cfg: Config) -> list[list[Any]]:
     """The ranking as cells."""
     cells = []
     for row in rows:
-        spread = f"± {row['last'].std(ddof=1):.4f}" if len(cfg.seeds) > 1 else "one seed"
-        rate = f"{row['rate']:.2g}{' (edge of the sweep)' if row['edge'] else ''}"
-        bits = f"{row['last'].mean():.4f}"
-        cells.append([row["optimizer"], bits, spread, rate, row["to_adamw"], *costs.get(row["optimizer"], ("", None))])
+        spread = f"± {row.last.std(ddof=1):.4f}" if len(cfg.seeds) > 1 else "one seed"
+        rate = f"{row.rate:.2g}{' (edge of the sweep)' if row.edge else ''}"
+        known = costs.get(row.optimizer, ("", None))
+        cells.append([row.optimizer, f"{row.last.mean():.4f}", spread, rate, reaches(row, rows), *known])
     return cells
 
 
-def write_page(rows: list[dict[str, Any]], cells: list[list[Any]], cfg: Config, path: Path) -> None:
+def write_page(rows: list[Row], cells: list[list[Any]], cfg: Config, path: Path) -> None:
     """The table, the curves and the sweeps."""
     page = report.Page(f"Optimizer race: {cfg.size} GPT, {cfg.steps} steps, {len(cfg.seeds)} seeds")
-    curves = {row["optimizer"]: row["curve"] for row in rows[:8]}
-    sweeps = {row["optimizer"]: np.where(np.isfinite(row["sweep"]), row["sweep"], np.nan) for row in rows[:8]}
+    curves = {row.optimizer: row.curve for row in rows[:8]}
+    sweeps = {row.optimizer: np.where(np.isfinite(row.sweep), row.sweep, np.nan) for row in rows[:8]}
     page.table(cells, HEADERS)
-    page.figure(report.curve(rows[0]["steps"], curves, "at its best rate", "step", "bits a byte"))
+    page.figure(report.curve(rows[0].steps, curves, "at its best rate", "step", "bits a byte"))
     rates = np.log10(cfg.multipliers)
     page.figure(report.curve(rates, sweeps, "over the rates", "log10 of the rate's multiplier", "last bits a byte"))
     page.write(path)
 
 
-def main(cfg: Config) -> list[dict[str, Any]]:
+def main(cfg: Config) -> list[Row]:
     """Runs the heats that are missing, measures the steps, writes `race.html`; gives the ranking."""
     parallel.compilation_cache()
     names = tuple(RACERS) if cfg.optimizers == ("all",) else cfg.optimizers
@@ -216,7 +212,7 @@ def main(cfg: Config) -> list[dict[str, Any]]:
                 with file.open("a") as stream:
                     stream.write(json.dumps(heats[-1]) + "\n")
     rows = ranked(heats, cfg)
-    costs = cost_of_steps(names, cfg) if cfg.time_s else {}
+    costs = cost_of_steps(names, cfg) if cfg.time_s and len(rows) > 1 else {}
     cells = table(rows, costs, cfg)
     write_page(rows, cells, cfg, out / "race.html")
     print(report.text_table(cells, HEADERS))

@@ -17,13 +17,13 @@ def test_a_race_of_two(tmp_path):
         out=str(tmp_path),
     )
     rows = race.main(cfg)
-    assert {row["optimizer"] for row in rows} == set(cfg.optimizers)
-    assert rows[0]["last"].mean() <= rows[1]["last"].mean()
+    assert {row.optimizer for row in rows} == set(cfg.optimizers)
+    assert rows[0].last.mean() <= rows[1].last.mean()
     assert (tmp_path / "race.html").exists()
     before = (tmp_path / "heats.jsonl").read_bytes()
     again = race.main(cfg)
     assert (tmp_path / "heats.jsonl").read_bytes() == before
-    assert [row["optimizer"] for row in again] == [row["optimizer"] for row in rows]
+    assert [row.optimizer for row in again] == [row.optimizer for row in rows]
 
 
 def heat(name, seed, bits):
@@ -38,13 +38,15 @@ def test_the_ranking_is_at_the_best_rate_over_the_seeds():
         heat("muon", 0, [[5, 2.0, 1.8], [5, 4, 3.0], [5, 4, 3.0]]),
         heat("muon", 1, [[5, 2.2, 2.0], [5, 4, 3.0], [5, 4, 3.0]]),
     ]
-    muon, adamw = race.ranked(heats, cfg)
-    assert (muon["optimizer"], adamw["optimizer"]) == ("muon", "adamw")
-    np.testing.assert_allclose(adamw["last"], [2.0, 2.2])
-    assert adamw["rate"] == race.RACERS["adamw"][0]
-    assert muon["edge"]
-    assert not adamw["edge"]
-    assert (muon["to_adamw"], adamw["to_adamw"]) == (20, 30)
+    rows = race.ranked(heats, cfg)
+    muon, adamw = rows
+    assert (muon.optimizer, adamw.optimizer) == ("muon", "adamw")
+    np.testing.assert_allclose(adamw.last, [2.0, 2.2])
+    assert adamw.rate == race.RACERS["adamw"][0]
+    assert muon.edge
+    assert not adamw.edge
+    assert (race.reaches(muon, rows), race.reaches(adamw, rows)) == (20, 30)
+    assert race.reaches(adamw._replace(curve=np.array([9.0, 9, 9])), rows) is None
 
 
 def test_an_unknown_racer():
