@@ -23,7 +23,7 @@ EXAMPLES = 512  # looked at in one go: a unit that answers to one example in a h
 INPUT_BYTES, OUTPUT_BYTES = 16 << 20, 64 << 20  # or fewer, where they are large
 TRIAL_STEPS = 64  # of a trial at another rate: several times the memory of Adam's first moment
 TRIAL_BYTES = 64 << 20
-TRIAL_S = 1.0  # that a trial may take, as fast as the run went; but at least a few steps
+TRIAL_S = 1.0  # that a trial, or a pass over the examples, may take, as fast as the run went; but at least a few steps
 LEAST_STEPS = 8
 
 
@@ -47,6 +47,13 @@ class Probe:
         return self.conditions.plan.batch_size
 
     @functools.cached_property
+    def _rate(self) -> float:
+        """Steps a second of the run, without waiting for data; infinite where no clock ran."""
+        rows = [row for row in self._timing if row.get("steps_per_s")]
+        own = [row["steps_per_s"] / max(1e-3, 1 - row.get("wait_share", 0.0)) for row in rows]
+        return float(np.median(own)) if own else float("inf")
+
+    @functools.cached_property
     def batch(self) -> dict[str, Any]:
         """The first batch of an epoch, [B, ...]; on the host."""
         return data.host_batch(self.source, self._ids(0, 1)[0])
@@ -58,7 +65,7 @@ class Probe:
         each = sum(x.nbytes for x in self.batch.values()) / self.size
         outputs = jax.eval_shape(lambda p, s, b: self.task.predict(p, s, b), *self._shapes, abstract(self.batch))
         given = tree.nbytes(outputs) / self.size
-        most = int(min(EXAMPLES, INPUT_BYTES / each, OUTPUT_BYTES / max(given, 1)))
+        most = int(min(EXAMPLES, INPUT_BYTES / each, OUTPUT_BYTES / max(given, 1), self._rate * self.size * TRIAL_S))
         return self.take(np.linspace(0, n - 1, min(n, max(self.size, most))).astype(np.int64))
 
     def take(self, ids: np.ndarray) -> dict[str, Any]:
@@ -141,8 +148,7 @@ class Probe:
             ValueError: If they differ in shape.
         """
         each = sum(x.nbytes for x in self.batch.values())
-        rates = [row["steps_per_s"] for row in self._timing if row.get("steps_per_s")]
-        quick = max(LEAST_STEPS, TRIAL_S * float(np.median(rates))) if rates else TRIAL_STEPS
+        quick = max(LEAST_STEPS, TRIAL_S * self._rate)
         count = int(max(1, min(TRIAL_STEPS, quick, TRIAL_BYTES / max(each, 1))))
         batches = [data.host_batch(self.source, ids, step) for step, ids in enumerate(self._ids(0, count))]
         return jax.device_put(jax.tree.map(lambda *xs: np.stack(xs), *batches), self._device.device)

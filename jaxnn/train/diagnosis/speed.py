@@ -152,7 +152,8 @@ def _time(seconds: float) -> str:
 def _step(found: Clock, conditions: Conditions, probe: Probe, peaks: Any) -> list[Verdict]:
     own = _own_s(found)
     each = conditions.steps / max(1, conditions.dispatches)
-    if each < FEW_STEPS and len(conditions.strategy.devices) == 1:
+    # A longer step cannot have lost half its time to a dispatch: it is not made again.
+    if each < FEW_STEPS and own * DISPATCHED < DISPATCH_S / each and len(conditions.strategy.devices) == 1:
         alone = probe.step_s
         if DISPATCHED * own < own - alone < DISPATCH_S / each:
             return [_dispatch(own, alone, each, conditions)]
