@@ -50,9 +50,20 @@ def test_blocks_are_found(tmp_path):
     assert program(page).splitlines()[3] == "x = 1"
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if any(runs for *_, runs in blocks(page))], ids=lambda p: str(p.relative_to(ROOT))
-)
+def pages_that_run() -> list:
+    """Pages with blocks that run; one that says <!-- tests: slow --> is left to the full test run."""
+    return [
+        pytest.param(
+            page,
+            id=str(page.relative_to(ROOT)),
+            marks=[pytest.mark.slow] if "<!-- tests: slow -->" in page.read_text(encoding="utf-8") else [],
+        )
+        for page in PAGES
+        if any(runs for *_, runs in blocks(page))
+    ]
+
+
+@pytest.mark.parametrize("page", pages_that_run())
 def test_blocks_run(page, tmp_path):
     file = tmp_path / f"page_{page.stem}.py"  # not optax.py, which would be imported in optax's place
     file.write_text(program(page), encoding="utf-8")
