@@ -1,4 +1,4 @@
-"""Friedman's function of ten inputs, five of them idle, by a small network: FIGURES
+"""Friedman's function of ten inputs, five of them idle, by a small network: R2 0.89 +- 0.01 on fresh examples, 3 seeds.
 
 python -m experiments.regression_mlp
 """
