@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.article_programs import PROGRAMS, Program
 
-TARGET_S = 0.5  # a stretch lasts at least this long
+TARGET_S = 0.4  # a stretch lasts at least this long
 ARMS = {
     "fit": ("benchmarks.article_jax", "fit"),
     "loop": ("benchmarks.article_jax", "loop"),

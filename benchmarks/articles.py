@@ -43,7 +43,6 @@ WHOLE = (
     ("keras_tensorflow", "none", 1.0),
     ("keras_jax", "none", 0.5),
     ("torch_compiled", "cold", 0.2),
-    ("torch_compiled", "warm", 0.2),
 )
 Sample = dict[str, Any]
 
@@ -54,8 +53,8 @@ class Config:
 
     programs: tuple[str, ...] = tuple(PROGRAMS)
     arms: tuple[str, ...] = tuple(ARMS)
-    rounds: int = 9  # stretches of half a second of steady training, of each arm
-    whole: int = 3  # whole programs of each arm; fewer of the slowest
+    rounds: int = 7  # stretches of half a second of steady training, of each arm
+    whole: int = 2  # whole programs of each arm; fewer of the slowest
     out: Path = Path("runs/articles")  # samples.jsonl, articles.json, articles.md, articles.png
     peers: Path = Path(".venv-peers/bin/python")  # the interpreter of Keras and PyTorch
     fresh: bool = False  # forget what was measured before
@@ -143,7 +142,7 @@ class Steady:
     def __init__(self, cfg: Config, arm: str, program: str, log: Path):
         self.line = command(cfg, arm, program, "steady")
         self.log = log
-        cache = cfg.out / "caches" / f"{program}-{arm}-steady"
+        cache = cfg.out / "caches" / f"{program}-{arm}-cold"  # what its whole program left, where it did
         self.process = subprocess.Popen(
             self.line,
             cwd=ROOT,

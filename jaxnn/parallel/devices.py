@@ -42,7 +42,8 @@ def compilation_cache(folder: str | os.PathLike[str] = "~/.cache/jaxnn/xla") -> 
     """
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        # Reading a program takes some 20 ms: those of evaluation and prediction are worth it, too.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def select(devices: int | Sequence[jax.Device] | None, where: str) -> tuple[jax.Device, ...]:

@@ -57,12 +57,12 @@ def test_stretches_grow_until_they_are_long_enough():
     turn = article_worker.stretches(lambda **v: told.append(v), lambda: next(heard))
     assert turn(0, 0.0) == 1
     assert turn(1, 1e-4) == 64
-    assert turn(64, 0.1) == 384
-    assert turn(384, 0.6) == 384  # long enough: ready, and waits to be asked
+    assert turn(64, 0.1) == 307
+    assert turn(307, 0.6) == 307  # long enough: ready, and waits to be asked
     assert told == [{"ready": True}]
-    assert turn(384, 0.55) == 384
-    assert turn(384, 0.2) is None  # told however short it is, once the length is settled
-    assert told[1:] == [{"epochs": 384, "seconds": 0.55}, {"epochs": 384, "seconds": 0.2}]
+    assert turn(307, 0.55) == 307
+    assert turn(307, 0.2) is None  # told however short it is, once the length is settled
+    assert told[1:] == [{"epochs": 307, "seconds": 0.55}, {"epochs": 307, "seconds": 0.2}]
 
 
 def test_a_second_start_does_what_is_missing(tmp_path, monkeypatch):
@@ -90,7 +90,8 @@ def test_a_second_start_does_what_is_missing(tmp_path, monkeypatch):
     cfg = articles.Config(programs=("linear_regression",), rounds=2, whole=1, out=tmp_path, peers=peers)
     articles.main(cfg)
     assert sorted(done) == sorted(2 * cfg.arms)
-    assert sorted(ran) == sorted([*(arm for arm, _, _ in articles.WHOLE), "fit", "torch_compiled"])  # warm ones twice
+    # The warm one may find no folder to be warm from, and then runs twice.
+    assert sorted(ran) == sorted([*(arm for arm, _, _ in articles.WHOLE), "fit"])
     path = tmp_path / "samples.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]) + lines[-1][:20])  # killed while it wrote
