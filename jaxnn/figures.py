@@ -1,7 +1,7 @@
 """The pictures that an experiment ends with: points and a line, a confusion matrix, a grid of images.
 
 Each is a matplotlib figure in the look of `report.curve`, which follows a report's light or dark page. None is shown
-or written here: give it to a report's section, or call its `savefig`.
+or written here: give it to a report's section, call its `savefig`, or let a notebook show it as its cell's value.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxnn.report import _INK as INK
-from jaxnn.report import curve
+from jaxnn.report import canvas, curve
 from jaxnn.tree import describe
 
 if TYPE_CHECKING:
@@ -103,8 +103,6 @@ def images(pictures: Any, captions: Sequence[str] = (), title: str = "", columns
     Raises:
         ValueError: If the shape is another, or there is another number of captions.
     """
-    from matplotlib.figure import Figure
-
     pictures = np.asarray(pictures)
     pictures = pictures[..., None] if pictures.ndim == 3 else pictures
     if pictures.ndim != 4 or pictures.shape[-1] not in (1, 3) or len(captions) not in (0, len(pictures)):
@@ -114,7 +112,7 @@ def images(pictures: Any, captions: Sequence[str] = (), title: str = "", columns
         )
     pictures = pictures[:_SHOWN]
     rows = max(1, math.ceil(len(pictures) / columns))
-    figure = Figure(figsize=(8, 0.4 + 1.15 * rows), layout="constrained", facecolor="none")
+    figure = canvas(figsize=(8, 0.4 + 1.15 * rows), layout="constrained", facecolor="none")
     figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=11, fontweight="bold", parse_math=False)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:

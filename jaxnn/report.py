@@ -313,6 +313,19 @@ class Page:
         return target
 
 
+def canvas(**settings: Any) -> "Figure":
+    """A matplotlib figure of no window (settings as `Figure`'s), which a notebook shows once, as its cell's value."""
+    from matplotlib.figure import Figure
+
+    class Canvas(Figure):
+        def _repr_png_(self) -> bytes:
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png", facecolor="white")
+            return buffer.getvalue()
+
+    return Canvas(**settings)
+
+
 def curve(
     xs: Any,
     series: Mapping[str, Any],
@@ -334,9 +347,7 @@ def curve(
     Raises:
         ValueError: If a series has not the length of its xs.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.6), layout="constrained", facecolor="none")
+    figure = canvas(figsize=(8, 3.6), layout="constrained", facecolor="none")
     draw_lines(figure.add_subplot(facecolor="none"), xs, series, title, xlabel, ylabel, logy)
     return figure
 

@@ -1,5 +1,7 @@
 """Pictures: what was given is what is drawn, on a page too; shapes that do not fit are refused."""
 
+import io
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,17 @@ def test_points_and_lines():
     np.testing.assert_array_equal(axes.collections[0].get_offsets(), np.stack([x[:, 0], y], 1))
     assert [line.get_ydata().tolist() for line in axes.lines] == [[4, 0], [0, 1]]
     assert "Title" in report.Page("page").figure(figure).html()
+
+
+@pytest.mark.parametrize(
+    "figure", [figures.points([0, 1], [1, 0]), figures.matrix(np.eye(2)), figures.images(np.zeros((2, 3, 3)))], ids=str
+)
+def test_a_notebook_shows_it_on_white(figure):
+    import matplotlib.image
+
+    png = figure._repr_png_()  # what a cell whose value it is asks for, whether or not pyplot was imported
+    pixels = matplotlib.image.imread(io.BytesIO(png), format="png")
+    np.testing.assert_array_equal(pixels[0, 0], 1)  # white, opaque
 
 
 def test_a_matrix_shows_its_counts_and_no_zeros():

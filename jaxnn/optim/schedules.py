@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn.report import canvas
 from jaxnn.typing import Array
 
 if TYPE_CHECKING:
@@ -50,9 +51,7 @@ class Schedule:
 
     def plot(self, steps: int | None = None) -> "Figure":
         """A matplotlib figure of the values over the steps."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(6.4, 2.8), layout="constrained")
+        figure = canvas(figsize=(6.4, 2.8), layout="constrained")
         axes = figure.subplots()
         axes.plot(self.values(steps))
         axes.set(xlabel="updates", ylabel="value", title=self.text, ylim=(0, None))

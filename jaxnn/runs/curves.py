@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxnn.report import curve, draw_lines
+from jaxnn.report import canvas, curve, draw_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,22 +120,10 @@ def panels(found: Mapping[str, Line], groups: Mapping[str, Sequence[str]]) -> "F
 
     The figure belongs to no pyplot window, so that a notebook shows it once: as the value of its cell.
     """
-    from matplotlib.figure import Figure
-
-    class Curves(Figure):
-        """A figure that a notebook shows although pyplot does not know it."""
-
-        def _repr_png_(self) -> bytes:
-            import io
-
-            buffer = io.BytesIO()
-            self.savefig(buffer, format="png")
-            return buffer.getvalue()
-
     columns = 1 if len(groups) == 1 else 2 if len(groups) in (2, 4) else 3
     across = -(-len(groups) // columns)
     size = (7.0, 3.6) if columns == 1 else (4.4 * columns, 3.1 * across)
-    drawn = Curves(figsize=size, dpi=100, layout="constrained", facecolor="white")
+    drawn = canvas(figsize=size, dpi=100, layout="constrained", facecolor="white")
     for number, (name, members) in enumerate(groups.items()):
         lines = {label: thin(*found[member]) for label, member in zip(labels(members), members)}
         xs, ys = ({label: line[side] for label, line in lines.items()} for side in (0, 1))
