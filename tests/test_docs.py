@@ -160,3 +160,23 @@ def test_extras_that_the_install_page_names_are_those_of_the_project():
     page = (ROOT / "docs" / "install" / "pip.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", page, re.M)
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(EXTRAS)
+
+
+# ---- nothing is left out
+
+
+def test_every_room_has_a_page_that_shows_its_docstring():
+    shown = {
+        room
+        for page in (ROOT / "docs" / "rooms").glob("*.md")
+        for room in re.findall(r"^::: jaxnn\.(\w+)$", page.read_text(encoding="utf-8"), re.M)
+    }
+    package = (ROOT / "jaxnn").iterdir()
+    rooms = {path.stem for path in package if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert shown == {room for room in rooms if not room.startswith("_")}
+
+
+def test_every_task_is_listed():
+    folder = ROOT / "docs" / "how-to"
+    listed = set(re.findall(r"\]\(([\w-]+\.md)\)", (folder / "index.md").read_text(encoding="utf-8")))
+    assert {page.name for page in folder.glob("*.md")} == listed | {"index.md"}
