@@ -29,9 +29,9 @@ def _with_child(node: Any, name: str, value: Any) -> Any:
         return type(node)({**node, key: value})
     if isinstance(node, tuple) and (fields := getattr(node, "_fields", None)):
         return type(node)(**dict(zip(fields, node, strict=True)) | {name: value})
-    if dataclasses.is_dataclass(node) and not isinstance(node, type):
-        return dataclasses.replace(node, **{name: value})
-    return type(node)(value if str(i) == name else item for i, item in enumerate(node))
+    if isinstance(node, (list, tuple)):
+        return type(node)(value if str(i) == name else item for i, item in enumerate(node))
+    return dataclasses.replace(node, **{name: value})
 
 
 def _steps(state: PyTree, path: str, where: str) -> list[str]:

@@ -101,12 +101,20 @@ def accumulate(tx: optax.GradientTransformation, k: int) -> Accumulate:
         added = add(updates, state, weight)
         if k == 1:
             return emit(None, added, params, context=context, **extra)
+        due = added.count >= k
         shapes, _ = jax.eval_shape(lambda s: emit(None, s, params, context=context, **extra), added)
 
-        def hold(s: AccumulateState) -> tuple[PyTree, AccumulateState]:
-            return jax.tree.map(lambda u: jnp.zeros(u.shape, u.dtype), shapes), s
+        def yes(s: AccumulateState) -> tuple[PyTree, PyTree]:
+            updates, new = emit(None, s, params, context=context, **extra)
+            return updates, new.inner
 
-        return jax.lax.cond(added.count >= k, lambda s: emit(None, s, params, context=context, **extra), hold, added)
+        def no(s: AccumulateState) -> tuple[PyTree, PyTree]:
+            return jax.tree.map(lambda u: jnp.zeros(u.shape, u.dtype), shapes), s.inner
+
+        # The sum does not go through the branch, which would copy it.
+        updates, new = jax.lax.cond(due, yes, no, added)
+        kept = jax.tree.map(lambda x: jnp.where(due, jnp.zeros_like(x), x), (added.count, added.weight, added.total))
+        return updates, AccumulateState(*kept, new)
 
     plain = wrap("accumulate", inner, init, update)
     made = Accumulate(

@@ -21,7 +21,7 @@ from jaxnn.typing import Array, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Blockwise:
-    """Storage in eight bits an element and a float32 scale for each block of 256; see `jaxnn.optim.compose.quantize`.
+    """Storage in eight bits an element and a float32 scale for each block; see `jaxnn.optim.compose.quantize`.
 
     Attributes:
         signed: Whether the values may be negative; None goes by name: `nu`, `nu_max`, `v` and `sum_of_squares` are

@@ -1,9 +1,9 @@
-"""Eight bits an element: codes that are small floating-point numbers, with a float32 scale for every block of 256.
+"""Eight bits an element: codes that are small floating-point numbers, with a float32 scale for every block.
 
-The scale is that of the block's largest element, so the codes need no range of their own beyond what lies in one block;
-being logarithmic, they keep the relative error the same at every size. Moments are signed with 4 exponent and 3
-fraction bits (16 octaves below the block's largest), second moments unsigned with 5 and 3 (32 octaves). Rounding is
-stochastic: to nearest, an average that moves by 0.1 % a step would never leave its code.
+Blocks are of 256 elements or a few less. The scale is that of a block's largest element, so the codes need no range of
+their own beyond what lies in one block; being logarithmic, they keep the relative error the same at every size. Moments
+are signed with 4 exponent and 3 fraction bits (16 octaves below the block's largest), second moments unsigned with 5
+and 3 (32 octaves). Rounding is stochastic: to nearest, an average that moves by 0.1 % a step rarely leaves its code.
 """
 
 import dataclasses
@@ -46,7 +46,13 @@ class Quantized:
 
 
 def blocks_of(size: int) -> tuple[int, int]:
-    """(number of blocks, elements of a block): as few and as even as possible, so that padding stays below one each."""
+    """(number of blocks, elements of a block): 128 to 256 elements that divide `size`, or else as even as possible.
+
+    Padding, which has to be written, stays below an element a block, and is rare.
+    """
+    exact = next((block for block in range(BLOCK, BLOCK // 2 - 1, -1) if size % block == 0), None)
+    if exact and size:
+        return size // exact, exact
     count = max(1, math.ceil(size / BLOCK))
     return count, math.ceil(size / count)
 
@@ -66,10 +72,16 @@ def quantize(x: Array, bits: Array | None = None, *, signed: bool = True) -> Qua
     """
     count, block = blocks_of(x.size)
     flat = x.astype(jnp.float32).reshape(-1)
-    blocks = jnp.pad(flat, (0, count * block - x.size)).reshape(count, block)
+    if count * block > x.size:
+        flat = jnp.pad(flat, (0, count * block - x.size))
+    blocks = flat.reshape(count, block)
     size = jnp.abs(blocks) if signed else jnp.maximum(blocks, 0)
     bias, top = _code_range(signed)
-    scale = jnp.max(size, axis=1) / np.float32(2 - 2.0**-_FRACTION)
+    # Of the values themselves, which are in memory: of their moduli, they would be written down once more.
+    largest = jnp.max(blocks, axis=1, initial=0)
+    if signed:
+        largest = jnp.maximum(largest, -jnp.min(blocks, axis=1, initial=0))
+    scale = largest / np.float32(2 - 2.0**-_FRACTION)
     inverse = jnp.where(scale > np.finfo(np.float32).tiny, 1 / scale, 0) + 0 * scale  # NaN and infinity stay
     y = size * inverse[:, None]
     raw = jax.lax.bitcast_convert_type(y, jnp.uint32)

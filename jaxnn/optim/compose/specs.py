@@ -62,9 +62,9 @@ def shard_shape(shape: tuple[int, ...], spec: PartitionSpec, sizes: Mapping[str,
 
 def axis_sizes(mesh: Mesh | Mapping[str, int] | None) -> dict[str, int]:
     """Axis name -> size: of the mesh, or of the one in force."""
-    if mesh is None:
-        mesh = jax.sharding.get_abstract_mesh()
-    return dict(mesh if isinstance(mesh, Mapping) else mesh.shape)
+    if isinstance(mesh, Mapping):
+        return dict(mesh)
+    return dict((jax.sharding.get_abstract_mesh() if mesh is None else mesh).shape)
 
 
 def _sizes(where: str, zero_axis: str | None, mesh: Mesh | Mapping[str, int] | None) -> dict[str, int]:

@@ -76,6 +76,7 @@ def test_adding_is_in_place():
     tx = optim.accumulate(optim.adamw(1e-3), 4)
     theirs = optax.MultiSteps(optax.adamw(1e-3), 4)
     assert temporaries(tx.add, params, tx.init(params), donate=1) < 0.05 * size
+    assert temporaries(tx.update, params, tx.init(params), params, donate=1) < 2.1 * size
     assert temporaries(theirs.update, params, theirs.init(params), params, donate=1) > 2 * size
 
 
