@@ -113,8 +113,9 @@ def accumulate(tx: optax.GradientTransformation, k: int) -> Accumulate:
 
         # The sum does not go through the branch, which would copy it.
         updates, new = jax.lax.cond(due, yes, no, added)
-        kept = jax.tree.map(lambda x: jnp.where(due, jnp.zeros_like(x), x), (added.count, added.weight, added.total))
-        return updates, AccumulateState(*kept, new)
+        none = _nothing(added.total)
+        kept = [jax.tree.map(lambda x, z: jnp.where(due, z, x), *pair) for pair in zip(added[:3], none)]
+        return updates, AccumulateState(kept[0], kept[1], kept[2], new)
 
     plain = wrap("accumulate", inner, init, update)
     made = Accumulate(
