@@ -55,6 +55,11 @@ def image_files(where: str, folder: Path) -> tuple[list[Path], list[Path]]:
     return sorted(images), sorted(others)
 
 
+def beside(root: Path) -> list[Path]:
+    """The files that lie beside the class folders, in none of them, sorted; what is hidden is left out."""
+    return sorted(f for f in root.iterdir() if f.is_file() and not f.name.startswith("."))
+
+
 def classes_of(where: str, root: Path, wanted: Sequence[str] | None) -> list[str]:
     """The names of the class folders, in order of their numbers.
 

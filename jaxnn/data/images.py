@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxnn.data import order
-from jaxnn.data.image_files import check, classes_of, image_files, pillow, upright
+from jaxnn.data.image_files import beside, check, classes_of, image_files, pillow, upright
 from jaxnn.typing import HostArray
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -121,7 +121,7 @@ class ImageFolder(ImageFiles):
         classes: Names of the classes, by number.
         files: Paths, by example: sorted by class, then by path.
         labels: Class numbers, int32 [N].
-        skipped: Files that were passed over because they do not end like an image.
+        skipped: Files that were passed over: they do not end like an image, or lie beside the class folders.
     """
 
     where = "data.ImageFolder"
@@ -153,7 +153,7 @@ class ImageFolder(ImageFiles):
         self.root = Path(root).expanduser()
         self.classes = classes_of(self.where, self.root, classes)
         self.files: list[Path] = []
-        self.skipped: list[Path] = []
+        self.skipped = beside(self.root)
         labels: list[int] = []
         empty: list[str] = []
         for label, name in enumerate(self.classes):

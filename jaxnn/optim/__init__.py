@@ -100,6 +100,7 @@ from jaxnn.optim.compose.stages import stages as stages
 from jaxnn.optim.compose.summary import summary as summary
 from jaxnn.optim.compose.transformation import Transformation as Transformation
 from jaxnn.optim.compose.transformation import schedules_of as schedules_of
+from jaxnn.optim.hyper import constants as constants
 from jaxnn.optim.hyper import hyper as hyper
 from jaxnn.optim.hyper import set_hyper as set_hyper
 from jaxnn.optim.population import Population as Population

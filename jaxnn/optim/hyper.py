@@ -158,8 +158,8 @@ def _scalar(value: Any) -> Array:
     return jax.lax.convert_element_type(jnp.asarray(value), jnp.float32)
 
 
-def _nodes(state: PyTree) -> Iterator[tuple[str, Hypers | Mapping[str, Any]]]:
-    """Every place in an optimizer's state that holds hyperparameters, with its path: ours and optax's."""
+def _places(state: PyTree) -> Iterator[tuple[str, Any]]:
+    """Every node of an optimizer's state that holds hyperparameters, with its path: ours and optax's."""
 
     def is_node(x: Any) -> bool:
         return isinstance(x, Hypers) or _injected(x)
@@ -168,10 +168,16 @@ def _nodes(state: PyTree) -> Iterator[tuple[str, Hypers | Mapping[str, Any]]]:
         if isinstance(node, Hypers):
             yield tree.path_name(path), node
         elif _injected(node):
-            yield tree.path_name(path), node.hyperparams
             inner = tree.path_name(path)
-            for below, deeper in _nodes(node.inner_state):
+            yield inner, node
+            for below, deeper in _places(node.inner_state):
                 yield f"{inner}/{below}", deeper
+
+
+def _nodes(state: PyTree) -> Iterator[tuple[str, Hypers | Mapping[str, Any]]]:
+    """The places of hyperparameters, with their path; of optax's, the mapping alone."""
+    for path, node in _places(state):
+        yield path, node if isinstance(node, Hypers) else node.hyperparams
 
 
 def _injected(x: Any) -> bool:
@@ -228,6 +234,21 @@ def hyper(state: PyTree) -> dict[str, Array]:
         node = nodes[path]
         value = node.values[name] if isinstance(node, Hypers) else node[name]
         found[name if last.count(name) == 1 else full] = value
+    return found
+
+
+def constants(state: PyTree) -> dict[str, Array]:
+    """Those hyperparameters in an optimizer's state that no schedule moves, by full name.
+
+    Reads what `hyper` reads. Float32 scalars (a leading axis under `vmap`).
+    """
+    found = {}
+    for path, node in _places(state):
+        ours = isinstance(node, Hypers)
+        scheduled = node.held if ours else getattr(node, "hyperparams_states", {})
+        for name, value in (node.values if ours else node.hyperparams).items():
+            if name not in scheduled:
+                found[f"{short_path(path)}.{name}".lstrip(".")] = value
     return found
 
 

@@ -62,10 +62,26 @@ def is_optimizer(where: str, tx: Any) -> None:
 
 def is_source(where: str, name: str, source: Any) -> None:
     """Refuses what is no `Source`, and one without examples."""
-    if isinstance(source, type) or not all(hasattr(source, a) for a in ("__len__", "take", "resident")):
-        raise TypeError(f"{where}: {name} must be a data source, got {given(source)}. Wrap arrays: data.Arrays(x, y).")
+    needs = ("__len__", "take", "resident")
+    if isinstance(source, type) or not all(hasattr(source, a) for a in needs):
+        advice = "Wrap arrays: data.Arrays(x, y)."
+        if isinstance(source, type):
+            advice = "You passed a class; make one of it first."
+        elif not _is_data(source) and (hasattr(source, "take") or hasattr(source, "__getitem__")):
+            lacks = " and ".join(a for a in needs if not hasattr(source, a))
+            advice = (
+                f"It lacks {lacks}. A source has __len__() -> examples, take(ids) -> a dict of arrays with an example "
+                "for each id, and resident() -> None where it does not live on the device. Or wrap arrays: "
+                "data.Arrays(x, y)."
+            )
+        raise TypeError(f"{where}: {name} must be a data source, got {given(source)}. {advice}")
     if len(source) == 0:
         raise ValueError(f"{where}: {name} has no examples. Give at least one.")
+
+
+def _is_data(value: Any) -> bool:
+    """Whether this is examples themselves (arrays, tuples, lists, dicts) rather than what gives them."""
+    return hasattr(value, "__array__") or isinstance(value, list | tuple | dict | str)
 
 
 def is_strategy(where: str, strategy: Any) -> None:

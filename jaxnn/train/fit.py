@@ -12,6 +12,7 @@ from jaxnn import bench, optim
 from jaxnn.core import Task
 from jaxnn.runs import write_summary
 from jaxnn.train import population as populations
+from jaxnn.train import resumed
 from jaxnn.train.hooks import Hook
 from jaxnn.train.prepare import Prepared, prepare
 from jaxnn.train.profile import Profile
@@ -146,6 +147,11 @@ def _run(job: Prepared, resume: bool) -> Run:
             session.profile = Profile(log.profile, folder.path / "profile", session.engine.program)
         if progress is not None:
             progress.begin(plan)
+        if folder is not None and resume:
+            session.show(resumed.began(at, plan.steps, folder.path))
+            if (line := resumed.kept(job.tx, session.stored, job.shapes.params)) is not None:
+                session.show(line)
+                session.journal("kept", message=line)
         if job.uncounted is not None:
             session.journal("uncounted", reason=job.uncounted)
             session.show(f"The FLOPs of a step could not be counted, and are not reported: {job.uncounted}")

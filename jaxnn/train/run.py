@@ -111,7 +111,7 @@ class Run:
         rows = [row for row in self.history if name in row]
         if not rows:
             known = sorted({key for row in self.history for key in row})
-            raise KeyError(f"Run.column: {name!r} was never reported. Reported: {known}.")
+            raise KeyError(f"Run.column: {name!r} was never reported. Reported: {known}.{_rate_hint(name)}")
         return [row["step"] for row in rows], [row[name] for row in rows]
 
     def plot(self, names: str | Sequence[str] | None = None) -> "Figure":
@@ -227,3 +227,13 @@ class Dispatch:
 
     resident: bool | None = None
     most: int | None = None
+
+
+def _rate_hint(name: str) -> str:
+    """What to do where the rate is asked for and the optimizer does not report it."""
+    if name not in ("lr", "learning_rate"):
+        return ""
+    return (
+        " jaxnn.optim's optimizers report their rate as 'lr'; one of optax does as 'learning_rate' inside "
+        "optax.inject_hyperparams: optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3)."
+    )

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnn import tree
+from jaxnn import optim, tree
 from jaxnn.core import State
 from jaxnn.core.state import abstract, strong
 from jaxnn.runs import RunFolder, TensorBoard
@@ -75,6 +75,7 @@ class Session:
         self.speed = Speed(plan, flops)
         self._first = 0
         self.profile: Profile | None = None
+        self.stored: Mapping[str, Any] = {}  # the optimizer's constants, as the checkpoint had them
 
     @property
     def engine(self) -> Engine:
@@ -385,4 +386,5 @@ class Session:
                 if hook.name in extra["hooks"]:
                     hook.recall(extra["hooks"][hook.name])
         state = State(*restored.state)
+        self.stored = optim.constants(state.opt_state)
         return self.strategy.put_state(state), int(state.data_step)

@@ -46,12 +46,14 @@ def test_the_name_is_put_everywhere(tmp_path, kind):
 
 def test_bad_data_is_one_line(tmp_path):
     new.write("mine", "csv", str(tmp_path))
-    (tmp_path / "holes.csv").write_text("a,price\n1,2\n,3\n")
+    (tmp_path / "holes.csv").write_text("a,price\n1,2\n,3\n5,6\n7,8\n8,9\n")
     done = run(tmp_path, "mine", "--data", "holes.csv")
     assert done.returncode == 2
     assert done.stderr.startswith("data.CSV: ")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+    done = run(tmp_path, "mine", "--data", "holes.csv", "--missing", "mean", "--steps", "2", "--batch", "2")
+    assert done.returncode == 0, done.stderr
 
 
 def test_nothing_is_overwritten(tmp_path, capsys):

@@ -38,7 +38,7 @@ def test_classes_and_pixels(root):
     source = ImageFolder(root, (6, 4))
     assert source.classes == ["cat", "dog"]
     assert [f.name for f in source.files] == ["c.PNG", "a.png", "b.png"]
-    assert [f.name for f in source.skipped] == ["notes.txt"]
+    assert [f.name for f in source.skipped] == ["README", "notes.txt"]  # one beside the class folders, one in one
     assert len(source) == 3
     batch = source.take(np.array([2, 0, 1]))
     assert batch["y"].tolist() == [1, 0, 1]

@@ -35,6 +35,16 @@ class Torchlike:
         pass
 
 
+class TorchData:
+    """A data set as another library has them: an example at a time."""
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, i):
+        return X[i], Y[i]
+
+
 class NoResident(data.Arrays):
     def resident(self):
         return None
@@ -167,6 +177,12 @@ CASES = {
         lambda: fit(source=(X, Y)),
         TypeError,
         r"train\.fit: the data must be a data source, got tuple\. Wrap arrays",
+    ),
+    "a data set that gives one example": (
+        lambda: fit(source=TorchData()),
+        TypeError,
+        r"train\.fit: the data must be a data source, got TorchData\. It lacks take and resident\. A source has "
+        r"__len__\(\) -> examples, take\(ids\) -> ",
     ),
     "a source's class": (
         lambda: fit(source=data.Arrays),

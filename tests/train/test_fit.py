@@ -65,6 +65,8 @@ def test_the_public_interface_as_documented(capsys):
     assert run.history[-1]["epoch"] == 100.0
     with pytest.raises(KeyError, match=r"'nothing' was never reported. Reported: \['epoch', 'loss', 'mae', 'step'\]"):
         run.column("nothing")
+    with pytest.raises(KeyError, match=r"'lr' was never .* jaxnn\.optim's .* optax\.inject_hyperparams\("):
+        run.column("lr")
     result = train.evaluate(task, run.state, data.Arrays(x, y), batch_size=256)
     outputs = train.predict(task, run.state, x, batch_size=256)
     assert isinstance(outputs, np.ndarray)

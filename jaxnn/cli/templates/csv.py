@@ -9,6 +9,7 @@ python my_experiment.py --help                           # what can be set
 
 import dataclasses
 import pathlib
+from typing import Literal
 
 import numpy as np
 import optax
@@ -23,6 +24,7 @@ class Config:
     data: str = "my_experiment.csv"  # a CSV file; where it is this one and not there, made-up houses are written to it
     target: str = "price"  # the column to predict
     ignore: tuple[str, ...] = ()  # columns that are left out
+    missing: Literal["error", "mean"] = "error"  # empty cells: refused, or the mean; of texts, a category of their own
     held_out: float = 0.2  # share of the rows that is not trained on
     steps: int = 2000  # updates
     batch: int = 32  # rows a step
@@ -47,7 +49,7 @@ def table(cfg: Config) -> data.CSV:
             price = 1500 * area + (0, 60_000, 25_000)[town] + rng.normal(0, 15_000)
             lines.append(f"{area:.1f},{round(area / 30) + 1},{('Oslo', 'Rome', 'Lima')[town]},{price:.0f}")
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return data.CSV(path, cfg.target, ignore=cfg.ignore, standardize_target=True)
+    return data.CSV(path, cfg.target, ignore=cfg.ignore, missing=cfg.missing, standardize_target=True)
 
 
 # ---- model, loss, optimizer
