@@ -1,6 +1,7 @@
 """The documents: every block of Python in them runs, and the files that they lead to fit the project."""
 
 import ast
+import importlib.util
 import json
 import os
 import pathlib
@@ -180,3 +181,16 @@ def test_every_task_is_listed():
     folder = ROOT / "docs" / "how-to"
     listed = set(re.findall(r"\]\(([\w-]+\.md)\)", (folder / "index.md").read_text(encoding="utf-8")))
     assert {page.name for page in folder.glob("*.md")} == listed | {"index.md"}
+
+
+def test_formulas_of_docstrings_stay_as_they_are():
+    griffe = pytest.importorskip("griffe")  # of the extra `docs`
+    spec = importlib.util.spec_from_file_location("docstrings", ROOT / "docs" / "docstrings.py")
+    docstrings = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(docstrings)
+    given = "Adam's direction.\n\nmu <- b1 mu\nnu  = b2 nu\n\nProse a <- b.\n\nArgs:\n    lr: > 0.\n    x: a > b."
+    assert docstrings.mended(given) == (
+        "Adam's direction.\n\n```text\nmu <- b1 mu\nnu  = b2 nu\n```\n\nProse a <- b.\n\n"
+        "Args:\n    lr: \\> 0.\n    x: a > b."
+    )
+    assert issubclass(docstrings.Docstrings, griffe.Extension)
