@@ -119,3 +119,47 @@ def test_what_does_not_fit_is_refused():
         optim.state_specs(optim.adam(1e-3), params, {"mlp": PARAM_SPECS["mlp"]})
     with pytest.raises(ValueError, match=r"is no spec for leaf 'mlp/bias' float32\[8\]"):
         optim.state_specs(optim.adam(1e-3), params, PARAM_SPECS | {"mlp": {"kernel": P(), "bias": P("a", "b")}})
+
+
+WRAPPED = {
+    "q8": lambda: optim.with_state_dtype(optim.adamw(1e-2), optim.q8),
+    "bfloat16": lambda: optim.with_state_dtype(optim.adamw(1e-2), jnp.bfloat16),
+    "master_weights": lambda: optim.master_weights(optim.adamw(1e-2)),
+    "stochastic_rounding": lambda: optim.stochastic_rounding(optim.adamw(1e-2)),
+    "accumulate": lambda: optim.accumulate(optim.adamw(1e-2), 2),
+    "skip_nonfinite": lambda: optim.skip_nonfinite(optim.adamw(1e-2)),
+    "batched": lambda: optim.batched(optim.adam_core()),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrapped_optimizers_too(name, devices8):
+    """Random bits go by position in the whole array: rounding, too, is the same on any mesh."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    params = {
+        "a": jax.random.normal(jax.random.key(0), (64, 128)).astype(jnp.bfloat16),
+        "b": jax.random.normal(jax.random.key(1), (64, 128)).astype(jnp.bfloat16),
+    }
+    tx = WRAPPED[name]()
+    specs = optim.state_specs(tx, params, zero_axis="data", mesh=mesh)
+    split = tree.leaves_by_path(jax.tree.map(str, specs, is_leaf=lambda x: isinstance(x, P)))
+    assert any("data" in spec for spec in split.values())
+    layout = jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda x: isinstance(x, P))
+    state = tx.init(params)
+    whole = NamedSharding(mesh, P())
+    step = make_step(tx, ())
+    alone, sharded = jax.jit(step), jax.jit(step, in_shardings=(whole, layout, None), out_shardings=(whole, layout))
+    expected, found = (params, state), (jax.device_put(params, whole), jax.device_put(state, layout))
+    for number in range(2):
+        expected = alone(*expected, float(number))
+        found = sharded(*found, float(number))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=1e-5, atol=1e-6
+        ),
+        expected,
+        found,
+    )
+    if name == "q8":
+        codes = optim.get(found[1], "nu.a.codes")
+        assert codes.addressable_shards[0].data.size == codes.size // 8
