@@ -149,7 +149,7 @@ def _run(job: Prepared, resume: bool) -> Run:
             progress.begin(plan)
         if folder is not None and resume:
             session.show(resumed.began(at, plan.steps, folder.path))
-            if (line := resumed.kept(job.tx, session.stored, job.shapes.params)) is not None:
+            if (line := resumed.kept(job.task, job.tx, job.batch, session.stored, job.shapes.params)) is not None:
                 session.show(line)
                 session.journal("kept", message=line)
         if job.uncounted is not None:

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxnn import optim
-from jaxnn.typing import PyTree
+from jaxnn import optim, tree
+from jaxnn.core import Task, roles
+from jaxnn.typing import Batch, PyTree
 
 
 def began(step: int, steps: int, folder: Path) -> str:
@@ -26,11 +27,15 @@ def began(step: int, steps: int, folder: Path) -> str:
     return f"Going on with {folder} after step {step:,}."
 
 
-def kept(tx: optax.GradientTransformation, stored: Mapping[str, Any], like: PyTree) -> str | None:
+def kept(
+    task: Task, tx: optax.GradientTransformation, batch: Batch, stored: Mapping[str, Any], like: PyTree
+) -> str | None:
     """A line that names constants of the optimizer which differ from what the checkpoint holds; None for none.
 
     Args:
+        task: What is learned; its parameters' roles are declared to the optimizer.
         tx: The optimizer as the program makes it now.
+        batch: An example batch.
         stored: `optim.constants` of the optimizer's state that was restored.
         like: Shapes and dtypes of the parameters. Their values are not needed: the compiler leaves out all of the first
             state but its hyperparameters.
@@ -41,7 +46,8 @@ def kept(tx: optax.GradientTransformation, stored: Mapping[str, Any], like: PyTr
     def first() -> Mapping[str, Any]:
         return optim.constants(tx.init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)))
 
-    given = jax.device_get(jax.jit(first)())
+    with tree.declaring(lambda: roles(task, batch)):
+        given = jax.device_get(jax.jit(first)())
     other = [
         f"{name} {float(value):.4g} (the program says {float(given[name]):.4g})"
         for name, value in sorted(stored.items())

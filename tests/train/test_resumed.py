@@ -69,5 +69,13 @@ def test_a_schedule_is_not_a_constant(tmp_path, capsys):
 
 
 def test_an_optimizer_without_hyperparameters_has_nothing_to_tell():
+    task = train.supervised(models.MLP((4, 1)), losses.mse)
     like = {"w": jax.ShapeDtypeStruct((2,), jnp.float32)}
-    assert resumed.kept(optax.adam(1e-2), {}, like) is None
+    assert resumed.kept(task, optax.adam(1e-2), {"x": X}, {}, like) is None
+
+
+def test_roles_are_declared(tmp_path, capsys):
+    fit(optim.muon(1e-2), tmp_path / "run", 8)
+    capsys.readouterr()
+    fit(optim.muon(5e-3), tmp_path / "run", 12, resume=True)
+    assert "lr 0.01 (the program says 0.005)" in capsys.readouterr().out

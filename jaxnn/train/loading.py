@@ -1,0 +1,58 @@
+"""A run's state in another program: to predict, to evaluate, to go on by hand."""
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+from jaxnn import parallel
+from jaxnn.core import State, Task, init_state
+from jaxnn.runs import RunFolder
+from jaxnn.train import checks
+from jaxnn.typing import Batch, Source, Strategy
+
+
+def load_state(
+    path: str | os.PathLike[str],
+    task: Task,
+    tx: optax.GradientTransformation,
+    examples: Source | Batch,
+    *,
+    step: int | None = None,
+    strategy: Strategy | None = None,
+) -> State:
+    """The state that a run saved: its newest good checkpoint, every array verified.
+
+    A checkpoint holds arrays, no code, so the model and the optimizer are made again as the run made them; what does
+    not fit is refused leaf by leaf. Nothing is trained, and the training data is not needed.
+
+    Args:
+        path: The run's folder.
+        task: What was learned.
+        tx: The run's optimizer; its rate does not matter.
+        examples: A source of at least one example, or a batch: its shapes and dtypes tell what the model is given. No
+            "y" is needed.
+        step: The data step of the checkpoint; by default the newest good one.
+        strategy: Where the state is to live; by default on the first device.
+
+    Raises:
+        TypeError: If the task or the optimizer is none.
+        ValueError: If there is no run, or the checkpoint holds the state of another model or optimizer.
+        FileNotFoundError: If the run has no such checkpoint, or none.
+        RuntimeError: If all of them are damaged.
+    """
+    where = "train.load_state"
+    checks.is_task(where, task)
+    checks.is_optimizer(where, tx)
+    if not isinstance(examples, dict):
+        checks.is_source(where, "the examples", examples)
+    if not (Path(path) / "config.json").is_file():
+        raise ValueError(f"{where}: there is no run in {str(path)!r}: it holds no config.json. Give a run's folder.")
+    batch = examples if isinstance(examples, dict) else examples.take(np.arange(1))
+    alone = parallel.single()
+    like = jax.eval_shape(lambda: init_state(task, tx, batch, strategy=alone))
+    with RunFolder.open(path).checkpoints() as checkpoints:
+        restored = checkpoints.restore(like, step)
+    return (alone if strategy is None else strategy).put_state(State(*restored.state))
