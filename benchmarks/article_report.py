@@ -13,6 +13,7 @@ from scipy import stats
 from benchmarks.article_programs import PROGRAMS
 
 FLOOR_MUST, FLOOR_GOAL = 1.3, 1.1
+EPOCHWISE = ("loop", "scan")
 PEERS = ("keras_tensorflow", "keras_jax", "torch", "torch_compiled")
 NAMES = {
     "fit": "jaxnn fit",
@@ -103,12 +104,13 @@ def verdicts(samples: Samples) -> list[Verdict]:
 
     for name, program in PROGRAMS.items():
         steady = {arm: by_round(samples, "steady", name, arm, "none", "us") for arm in NAMES}
-        floors = [arm for arm in ("loop", "scan", "scans") if steady[arm]]
-        if floors:
-            best = min(floors, key=lambda arm: median(steady[arm]))
-            against = ratio(steady["fit"], steady[best])
-            judge(name, f"step: fit / {NAMES[best]}", against, FLOOR_MUST, True, True)
-            judge(name, f"step: fit / {NAMES[best]}", against, FLOOR_GOAL, False, True)
+        # By an epoch a dispatch, as the baselines are; then against the best there is, many epochs a dispatch too.
+        for arms, bound, must in ((EPOCHWISE, FLOOR_MUST, True), ((*EPOCHWISE, "scans"), FLOOR_GOAL, False)):
+            floors = [arm for arm in arms if steady[arm]]
+            if floors:
+                best = min(floors, key=lambda arm: median(steady[arm]))
+                against = ratio(steady["fit"], steady[best])
+                judge(name, f"step: fit / {NAMES[best]}", against, bound, must, True)
         for arm in PEERS:
             times = ratio(steady[arm], steady["fit"])
             bound = program.against_keras if arm == "keras_tensorflow" else 1.0
