@@ -55,7 +55,7 @@ def seed_key(seed: int) -> HostArray:
 
 def wrap(data: Array | HostArray) -> Array:
     """A typed key from raw uint32[2] data."""
-    return jax.random.wrap_key_data(data, impl="threefry2x32")
+    return jax.random.wrap_key_data(jnp.asarray(data), impl="threefry2x32")
 
 
 def step_key(data: Array | HostArray, data_step: Array) -> Array:
