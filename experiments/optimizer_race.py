@@ -17,8 +17,6 @@ import optax
 from jaxnn import bench, data, losses, models, optim, parallel, report, train, tree
 from jaxnn.core.step import make_step
 
-Schedule = optim.Schedule
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -41,12 +39,12 @@ class Config:
 ADAM = optim.adam_core(b2=0.95)
 
 
-def decayed(core: optax.GradientTransformation, lr: Schedule, **how: Any) -> optax.GradientTransformation:
+def decayed(core: optax.GradientTransformation, lr: optim.Schedule, **how: Any) -> optax.GradientTransformation:
     """A core with AdamW's decay and the race's schedule."""
     return optim.stages(core=core, decay=optim.decay(0.1, **how), lr=optim.scale_by_lr(lr))
 
 
-RACERS: Mapping[str, tuple[float, Callable[[Schedule], optax.GradientTransformation]]] = {
+RACERS: Mapping[str, tuple[float, Callable[[optim.Schedule], optax.GradientTransformation]]] = {
     "adamw": (3e-3, lambda lr: decayed(ADAM, lr)),
     "cautious adamw": (3e-3, lambda lr: decayed(optim.cautious(ADAM), lr)),
     "adamw, cautious decay": (3e-3, lambda lr: decayed(ADAM, lr, cautious=True)),
@@ -62,14 +60,14 @@ RACERS: Mapping[str, tuple[float, Callable[[Schedule], optax.GradientTransformat
 }
 
 
-def schedule(name: str, cfg: Config) -> Schedule:
+def schedule(name: str, cfg: Config) -> optim.Schedule:
     """Warm-up and linear decay; warm-up alone for what needs no more."""
-    base = RACERS[name][0]
-    after = optim.constant(base) if name.startswith("schedule-free") else None
-    return optim.warmup(after or optim.linear(base, 0.03 * base, cfg.steps - cfg.warmup), cfg.warmup)
+    base, free = RACERS[name][0], name.startswith("schedule-free")
+    down = optim.linear(base, 0.03 * base, cfg.steps - cfg.warmup)
+    return optim.warmup(base if free else down, cfg.warmup)
 
 
-# ---- one heat: an optimizer with a seed, all rates in one program
+# ---- one heat: an optimizer with a seed, all rates in one program; then what they come to
 
 
 def setup(name: str, cfg: Config) -> train.Setup:
@@ -105,19 +103,15 @@ def heat(name: str, seed: int, cfg: Config, out: Path) -> dict[str, Any]:
     return {"optimizer": name, "seed": seed, "steps": lines[0][0], "bits": bits}
 
 
-# ---- what a step costs
-
-
 def cost_of_steps(names: tuple[str, ...], cfg: Config) -> dict[str, tuple[str, float]]:
     """Each optimizer's time a step against AdamW's, measured in turns, and its state's bytes a parameter."""
     cases, bytes_each = {}, {}
     for name in dict.fromkeys(("adamw", *names)):
         made = setup(name, cfg)
         batch = made.data.take(np.arange(cfg.batch))
-        strategy = parallel.single()
-        state = train.init_state(made.task, made.tx, batch, strategy=strategy)
+        state = train.init_state(made.task, made.tx, batch, strategy=parallel.single())
         bytes_each[name] = tree.nbytes(state.opt_state) / tree.size(state.params)
-        step = make_step(made.task, made.tx, strategy)
+        step = make_step(made.task, made.tx, parallel.single())
         full = jax.device_put({**batch, "mask": np.ones(cfg.batch, np.float32), "index": np.arange(cfg.batch)})
         cases[name] = bench.Case(name, step, (state, full))
     found = bench.compare(cases, max_seconds=cfg.time_s * len(cases), tolerance=0.5)
@@ -126,11 +120,8 @@ def cost_of_steps(names: tuple[str, ...], cfg: Config) -> dict[str, tuple[str, f
     return {name: (ratios.get(name, "1"), bytes_each[name]) for name in names}
 
 
-# ---- the table
-
-
 class Row(NamedTuple):
-    """An optimizer at its best rate, in bits a byte: at the end [seeds], over the steps [points]; and the whole sweep."""
+    """An optimizer at its best rate: bits a byte at the end [seeds], over the steps [points], and of each rate."""
 
     optimizer: str
     rate: float
@@ -154,31 +145,19 @@ def ranked(heats: list[dict[str, Any]], cfg: Config) -> list[Row]:
     return sorted(rows, key=lambda row: row.last.mean())
 
 
-def reaches(row: Row, rows: list[Row]) -> int | None:
-    """The step at which an optimizer is where AdamW ends; None if it never is."""
-    bound = next((float(other.last.mean()) for other in rows if other.optimizer == "adamw"), -np.inf)
-    return next((step for step, bits in zip(row.steps, row.curve) if bits <= bound), None)
-
-
-HEADERS = (
-    "optimizer",
-    "bits a byte",
-    "spread",
-    "best rate",
-    "steps to AdamW's last",
-    "time / AdamW's",
-    "state B/param",
-)
+HEADERS = ["optimizer", "bits a byte", "spread", "best rate", "steps to AdamW's", "time / AdamW's", "state B/param"]
 
 
 def table(rows: list[Row], costs: Mapping[str, tuple[str, float]], cfg: Config) -> list[list[Any]]:
-    """The ranking as cells."""
+    """The ranking as cells; among them the step at which an optimizer is where AdamW ends."""
     cells = []
+    bound = next((float(row.last.mean()) for row in rows if row.optimizer == "adamw"), -np.inf)
     for row in rows:
+        there = next((step for step, bits in zip(row.steps, row.curve) if bits <= bound), None)
         spread = f"± {row.last.std(ddof=1):.4f}" if len(cfg.seeds) > 1 else "one seed"
         rate = f"{row.rate:.2g}{' (edge of the sweep)' if row.edge else ''}"
         known = costs.get(row.optimizer, ("", None))
-        cells.append([row.optimizer, f"{row.last.mean():.4f}", spread, rate, reaches(row, rows), *known])
+        cells.append([row.optimizer, f"{row.last.mean():.4f}", spread, rate, there, *known])
     return cells
 
 
@@ -189,8 +168,7 @@ def write_page(rows: list[Row], cells: list[list[Any]], cfg: Config, path: Path)
     sweeps = {row.optimizer: np.where(np.isfinite(row.sweep), row.sweep, np.nan) for row in rows[:8]}
     page.table(cells, HEADERS)
     page.figure(report.curve(rows[0].steps, curves, "at its best rate", "step", "bits a byte"))
-    rates = np.log10(cfg.multipliers)
-    page.figure(report.curve(rates, sweeps, "over the rates", "log10 of the rate's multiplier", "last bits a byte"))
+    page.figure(report.curve(np.log10(cfg.multipliers), sweeps, "over the rates", "log10 of the multiplier", "last"))
     page.write(path)
 
 
@@ -201,7 +179,6 @@ def main(cfg: Config) -> list[Row]:
     if unknown := [name for name in names if name not in RACERS]:
         raise ValueError(f"train.optimizer_race: no racer {unknown[0]!r}. There are {list(RACERS)}, or all.")
     out = train.run_folder("optimizer_race", cfg.out, cfg.resume)
-    out.mkdir(parents=True, exist_ok=True)
     file = out / "heats.jsonl"
     heats = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     for seed in cfg.seeds:
@@ -209,14 +186,12 @@ def main(cfg: Config) -> list[Row]:
             if not any((h["optimizer"], h["seed"]) == (name, seed) for h in heats):
                 print(f"---- {name}, seed {seed}, {len(cfg.multipliers)} rates", flush=True)
                 heats.append(heat(name, seed, cfg, out))
-                with file.open("a") as stream:
-                    stream.write(json.dumps(heats[-1]) + "\n")
+                file.write_text("".join(json.dumps(h) + "\n" for h in heats))
     rows = ranked(heats, cfg)
     costs = cost_of_steps(names, cfg) if cfg.time_s and len(rows) > 1 else {}
     cells = table(rows, costs, cfg)
     write_page(rows, cells, cfg, out / "race.html")
-    print(report.text_table(cells, HEADERS))
-    print(f"-> {out / 'race.html'}")
+    print(report.text_table(cells, HEADERS), f"-> {out / 'race.html'}", sep="\n")
     return rows
 
 

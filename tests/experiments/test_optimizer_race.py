@@ -45,8 +45,9 @@ def test_the_ranking_is_at_the_best_rate_over_the_seeds():
     assert adamw.rate == race.RACERS["adamw"][0]
     assert muon.edge
     assert not adamw.edge
-    assert (race.reaches(muon, rows), race.reaches(adamw, rows)) == (20, 30)
-    assert race.reaches(adamw._replace(curve=np.array([9.0, 9, 9])), rows) is None
+    cells = race.table(rows, {}, cfg)
+    assert [row[4] for row in cells] == [20, 30]
+    assert cells[0][3] == "0.0003 (edge of the sweep)"
 
 
 def test_an_unknown_racer():
