@@ -75,7 +75,7 @@ def _leaf_kind(part: optax.GradientTransformation) -> tuple[str, dict[str, Any],
             continue
         name, more, below = _leaf_kind(inner)
         names.append(name)
-        hypers |= more
+        hypers |= {f"{label(inner)}.{n}" if n in hypers else n: value for n, value in more.items()}
         inside += below
     return f"{part.name}({', '.join(names)})" if names else part.name, hypers, inside
 

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from jaxnn import optim, tree
+from jaxnn.optim.registry import OPTIMIZERS
 
 PARAMS = {
     "blocks_0": {"kernel": jnp.ones((8, 4)), "bias": jnp.ones((4,))},
@@ -91,3 +92,16 @@ def test_an_init_that_cannot_be_traced_is_computed():
     assert found.computed
     assert "could not be traced" in str(found)
     assert found.nbytes == 4 * 100 + 4
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_is_told_whole(name):
+    entry = OPTIMIZERS[name]
+    tx = entry.make(entry.lr)
+    params = jax.tree.map(lambda p: jax.ShapeDtypeStruct((p.shape[0], 4), jnp.float32), PARAMS)
+    found = optim.summary(tx, params)
+    assert found.nbytes == tree.nbytes(jax.eval_shape(tx.init, params))
+    assert not found.computed
+    assert all(row.kind or row.stage == "metrics" for row in found.rows), str(found)
+    specs = optim.state_specs(tx, params, zero_axis="data", mesh={"data": 2})
+    assert optim.summary(tx, params, specs=specs, mesh={"data": 2}).device_nbytes <= found.nbytes
