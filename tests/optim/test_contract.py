@@ -17,6 +17,9 @@ from jaxnn.optim.registry import OPTIMIZERS
 STEPS = 60
 # Every program runs once or thrice on a few numbers: most of this file's time is LLVM's, which need not try hard.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+# Their programs take seconds to compile: two of the columns are theirs in the full run only.
+HEAVY = {"lbfgs", "psgd_kron", "shampoo", "soap"}
+LIGHT_FIRST = [pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ()) for name in OPTIMIZERS]
 
 
 def parameters(dtype=jnp.float32):
@@ -96,7 +99,7 @@ def test_one_program_makes_headway_whatever_runs_it(name):
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", LIGHT_FIRST)
 def test_eager_is_jitted_and_a_state_saved_flat_goes_on(name):
     tx, entry, once, _ = built(name)
     params = parameters()
@@ -132,7 +135,7 @@ def test_bfloat16_parameters_make_no_nan_and_no_second_program(name):
     assert all(x.dtype == jnp.bfloat16 and np.isfinite(x.astype(np.float32)).all() for x in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", LIGHT_FIRST)
 def test_leaves_of_no_size_and_complex_ones(name):
     tx, entry, _, _ = built(name)
     params = {
