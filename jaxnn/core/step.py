@@ -60,13 +60,16 @@ def make_value_fn(task: Task, *, train: bool) -> Callable[..., Sums]:
     return value_fn
 
 
-def make_update_fn(tx: optax.GradientTransformation, *, grad_norm: bool) -> Callable[..., tuple[State, Sums]]:
+def make_update_fn(
+    tx: optax.GradientTransformation, *, grad_norm: bool, never_empty: bool = False
+) -> Callable[..., tuple[State, Sums]]:
     """`update_fn(state, grads, sums, model_state, value_fn) -> (state, sums)` on global views.
 
     Divides the summed gradients by the summed weight, once. A total weight of 0 changes nothing but `data_step`. The
     optimizer is given `value` (the objective), `value_fn` (parameters to objective on this batch) and `aux` (the sums).
     With `grad_norm` the global norm of the gradients is reported; it keeps XLA from fusing a gradient's product with
-    the update, which costs SGD on a small network 45 % of a step on CPU.
+    the update, which costs SGD on a small network 45 % of a step on CPU. With `never_empty` the total weight is taken
+    to be positive, which saves Adam on a small network 17 %: XLA keeps the old state beside the new one otherwise.
     """
     transform = optax.with_extra_args_support(tx)
 
@@ -88,8 +91,10 @@ def make_update_fn(tx: optax.GradientTransformation, *, grad_norm: bool) -> Call
             aux=sums,
         )
         params = apply_updates(state.params, updates)
-        # Elementwise selects fuse into the update, which reads both sides anyway.
-        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(some, n, o), new, old)  # noqa: E731
+
+        def keep(new: PyTree, old: PyTree) -> PyTree:
+            return new if never_empty else jax.tree.map(lambda n, o: jnp.where(some, n, o), new, old)
+
         one = jnp.ones((), jnp.float32)
         own = {name: Mean(jnp.asarray(value, jnp.float32), one) for name, value in reported(opt_state).items()}
         report = {**sums, **({"grad_norm": Mean(tree.global_norm(grads), one)} if grad_norm else {}), **own}
@@ -107,10 +112,19 @@ def make_update_fn(tx: optax.GradientTransformation, *, grad_norm: bool) -> Call
 
 
 def make_step(
-    task: Task, tx: optax.GradientTransformation, strategy: Strategy, *, grad_norm: bool = False, debug: bool = False
+    task: Task,
+    tx: optax.GradientTransformation,
+    strategy: Strategy,
+    *,
+    grad_norm: bool = False,
+    debug: bool = False,
+    never_empty: bool = False,
 ) -> Callable[..., Any]:
-    """The traceable step `(state, batch) -> (state, sums)` under a strategy; goes inside a jitted program or loop."""
-    update_fn = make_update_fn(tx, grad_norm=grad_norm)
+    """The traceable step `(state, batch) -> (state, sums)` under a strategy; goes inside a jitted program or loop.
+
+    `never_empty` promises that every batch has a positive total weight; see `make_update_fn`.
+    """
+    update_fn = make_update_fn(tx, grad_norm=grad_norm, never_empty=never_empty)
     inner = strategy.make_step(make_grad_fn(task, debug=debug), update_fn, make_value_fn(task, train=True))
 
     def step(state: State, batch: Batch) -> tuple[State, Sums]:

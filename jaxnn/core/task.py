@@ -41,6 +41,11 @@ class Task:
     module: nn.Module | None = None
     about: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def weighs_mask(self) -> bool:
+        """Whether the loss is known to weigh 0 only where `mask` and the data's `weights` are: it was made here."""
+        return getattr(self.loss, "weighs_mask", False)
+
     def __repr__(self) -> str:
         return display.task_text(self.about or self._functions())
 
@@ -109,6 +114,9 @@ def _build(
         extra_loss = penalty(params) if penalty else jnp.zeros((), jnp.float32)
         sums = {name: m.sums(outputs, target, weights) for name, m in lifted.items()}
         return Loss(mean.sum, mean.weight, extra_loss, new_state, sums)
+
+    # On the function, so that a task that replaces its loss does not have it.
+    setattr(task_loss, "weighs_mask", True)  # noqa: B010
 
     def predict(params: Params, model_state: ModelState, batch: Batch) -> PyTree:
         return apply(params, model_state, batch, None, False)[0]

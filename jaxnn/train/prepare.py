@@ -227,7 +227,9 @@ def prepare(
             batch_size=size,
         )
         resident = _resident(source, dispatch, strategy, recorded)
-        step = engine.scalars(make_step(task, tx, one, grad_norm=log.grad_norm, debug=debug))
+        # Every batch that `fit` builds has an example that is no padding.
+        full = task.weighs_mask and "weights" not in batch
+        step = engine.scalars(make_step(task, tx, one, grad_norm=log.grad_norm, debug=debug, never_empty=full))
         with tree.declaring(declared):
             shapes = _state_shapes(tx, variables)
         if population is not None:

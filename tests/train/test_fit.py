@@ -1,5 +1,6 @@
 """`fit` against plain loops, against itself cut in other ways, and what it compiles."""
 
+import dataclasses
 import json
 
 import jax
@@ -421,3 +422,25 @@ def test_a_padded_last_batch_weighs_what_it_holds():
     batch = host_batch(data.Arrays(x, y), np.array([3, 7, -1, -1]))
     sums = make_value_fn(task, train=False)(state.params, state.model_state, batch, state.key)
     assert float(sums["loss"].weight) == 2
+
+
+def test_only_a_loss_that_may_weigh_nothing_pays_for_it(monkeypatch):
+    """Adam's moments rest at a step without weight, also where `fit` was told so by the data or by a loss of one's own;
+    where every batch has an example, the step has no select over the state."""
+    from jaxnn.train import prepare
+
+    promised = []
+    make_step = prepare.make_step
+    monkeypatch.setattr(
+        prepare, "make_step", lambda *a, never_empty, **k: promised.append(never_empty) or make_step(*a, **k)
+    )
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    task = train.supervised(models.MLP((1,)), losses.mse)
+    settings = {"batch_size": 4, "steps": 2, "log": train.Log(progress=False)}
+    train.fit(task, optax.adam(0.1), data.Arrays(x, x[:, :1]), **settings)
+    weights = np.zeros(8, np.float32)
+    run = train.fit(task, optax.adam(0.1), data.Arrays(x, x[:, :1], weights=weights), **settings)
+    assert int(run.state.step) == 0
+    own = dataclasses.replace(task, loss=lambda *a: task.loss(*a))
+    train.fit(own, optax.adam(0.1), data.Arrays(x, x[:, :1]), **settings)
+    assert promised == [True, False, False]
