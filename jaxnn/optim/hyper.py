@@ -238,18 +238,14 @@ def hyper(state: PyTree) -> dict[str, Array]:
 
 
 def constants(state: PyTree) -> dict[str, Array]:
-    """Those hyperparameters in an optimizer's state that no schedule moves, by full name.
-
-    Reads what `hyper` reads. Float32 scalars (a leading axis under `vmap`).
-    """
-    found = {}
+    """Those of `hyper(state)` that no schedule moves, by the same names."""
+    scheduled: set[str] = set()
     for path, node in _places(state):
-        ours = isinstance(node, Hypers)
-        scheduled = node.held if ours else getattr(node, "hyperparams_states", {})
-        for name, value in (node.values if ours else node.hyperparams).items():
-            if name not in scheduled:
-                found[f"{short_path(path)}.{name}".lstrip(".")] = value
-    return found
+        moved = node.held if isinstance(node, Hypers) else getattr(node, "hyperparams_states", {})
+        scheduled |= {f"{short_path(path)}.{name}".lstrip(".") for name in moved}
+    known = named(state)
+    full = {name.rsplit(".", 1)[-1]: name for name in known} | {name: name for name in known}
+    return {name: value for name, value in hyper(state).items() if full[name] not in scheduled}
 
 
 def set_hyper(state: PyTree, /, **values: float | Array | None) -> PyTree:

@@ -26,3 +26,16 @@ def test_setting_compiles_nothing(placed, count_compiles):
         assert not seen.traces
         assert all(x.committed == placed for x in jax.tree.leaves(state))
     assert float(optim.hyper(state)["b2"]) == 0.5
+
+
+def test_constants_are_those_that_no_schedule_moves():
+    params = {"w": jnp.ones(2)}
+    assert sorted(optim.constants(optim.adam(1e-2).init(params))) == sorted(optim.hyper(optim.adam(1e-2).init(params)))
+    scheduled = optim.stages(
+        first=optim.adam_core(), one=optim.scale_by_lr(optim.cosine(1e-2, 9)), two=optim.scale_by_lr(0.5)
+    ).init(params)
+    found = optim.constants(scheduled)
+    assert float(found["two.lr"]) == 0.5
+    assert "one.lr" in optim.hyper(scheduled)
+    assert "one.lr" not in found
+    assert "b1" in found
