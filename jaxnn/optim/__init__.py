@@ -70,6 +70,8 @@ from jaxnn.optim.compose.access import reset as reset
 from jaxnn.optim.compose.accumulate import accumulate as accumulate
 from jaxnn.optim.compose.apply import apply_updates as apply_updates
 from jaxnn.optim.compose.batched import batched as batched
+from jaxnn.optim.compose.chunked import ChunkedStep as ChunkedStep
+from jaxnn.optim.compose.chunked import chunked_step as chunked_step
 from jaxnn.optim.compose.dtypes import Blockwise as Blockwise
 from jaxnn.optim.compose.dtypes import q8 as q8
 from jaxnn.optim.compose.dtypes import with_state_dtype as with_state_dtype

@@ -57,18 +57,21 @@ def adam_core(
     def update(grads: PyTree, state: AdamState, params: PyTree = None, **extra: Any) -> tuple[PyTree, AdamState]:
         del params, extra
         h, hypers = hyper.at(state.hyper)
-        mu = jax.tree.map(lambda g, m: times(h.b1, m) + times(1 - h.b1, g.astype(m.dtype)), grads, state.mu)
-        nu = jax.tree.map(lambda g, v: times(h.b2, v) + times(1 - h.b2, squared(g, v)), grads, state.nu)
-        ahead = mu
-        if nesterov:
-            ahead = jax.tree.map(lambda g, m: times(h.b1, m) + times(1 - h.b1, g.astype(m.dtype)), grads, mu)
+        new1, new2 = 1 - h.b1, 1 - h.b2
+
+        def first(g: Array, m: Array) -> Array:
+            return times(h.b1, m) + times(new1, g if g.dtype == m.dtype else g.astype(m.dtype))
+
+        mu = jax.tree.map(first, grads, state.mu)
+        nu = jax.tree.map(lambda g, v: times(h.b2, v) + times(new2, squared(g, v)), grads, state.nu)
+        ahead = jax.tree.map(first, grads, mu) if nesterov else mu
         one = jnp.ones((), jnp.float32)
         c1, c2 = (1 - h.b1**h.count, 1 - h.b2**h.count) if bias_correction else (one, one)
-        root = jnp.sqrt(c2)
+        ratio, eps = c1 / jnp.sqrt(c2), c1 * h.eps
 
         # mu/c1 / (sqrt(nu/c2) + eps) with one division an element
         def direction(m: Array, v: Array) -> Array:
-            return m / (times(c1 / root, jnp.sqrt(v)) + (c1 * h.eps).astype(v.dtype))
+            return m / (times(ratio, jnp.sqrt(v)) + (eps if eps.dtype == v.dtype else eps.astype(v.dtype)))
 
         return jax.tree.map(direction, ahead, nu), AdamState(hypers, mu, nu)
 
@@ -78,7 +81,8 @@ def adam_core(
 def squared(g: Array, like: Array) -> Array:
     """|g|^2 in the dtype of `like`."""
     g = full(g)
-    return (jnp.square(g) if not jnp.iscomplexobj(g) else jnp.square(g.real) + jnp.square(g.imag)).astype(like.dtype)
+    size = jnp.square(g) if not jnp.iscomplexobj(g) else jnp.square(g.real) + jnp.square(g.imag)
+    return size if size.dtype == like.dtype else size.astype(like.dtype)
 
 
 def adam(

@@ -15,12 +15,14 @@ from jaxnn.typing import Array, PyTree, Schedule
 
 def full(x: Array) -> Array:
     """`x` in the precision in which updates are computed: float32 at least, complex where it is."""
-    return x.astype(np.promote_types(x.dtype, np.float32))
+    dtype = np.promote_types(x.dtype, np.float32)
+    return x if x.dtype == dtype else x.astype(dtype)
 
 
 def times(scalar: Array, x: Array) -> Array:
     """`scalar * x` in x's dtype, without promoting it."""
-    return scalar.astype(x.dtype) * x
+    # Equations that do nothing take time to trace, over thousands of leaves.
+    return (scalar if scalar.dtype == x.dtype else scalar.astype(x.dtype)) * x
 
 
 class ClipState(NamedTuple):
@@ -94,7 +96,8 @@ def scale_by_lr(lr: float | Schedule) -> Transformation:
         h, hypers = hyper.at(state.hyper)
         multipliers = context.lr_multipliers if context is not None else None
         if multipliers is None:
-            return jax.tree.map(lambda u: times(-h.lr, u), updates), ScaleByLrState(hypers)
+            down = -h.lr
+            return jax.tree.map(lambda u: times(down, u), updates), ScaleByLrState(hypers)
         scaled = jax.tree.map(lambda u, m: times(-h.lr * m, u), updates, multipliers)
         return scaled, ScaleByLrState(hypers)
 
@@ -170,11 +173,13 @@ def decay(
             amount = amount * _share_of_peak(context)
         multipliers = context.decay_multipliers if context is not None else None
         sign = 1 if coupling == "lr" else -1
+        signed = sign * amount
 
-        def one(leaf: select.Leaf, u: Array, p: Array, m: Any = 1.0) -> Array:
+        def one(leaf: select.Leaf, u: Array, p: Array, m: Any = None) -> Array:
             if not where(leaf):
                 return u
-            shrunk = times(sign * amount * m, full(p)).astype(u.dtype)
+            shrunk = times(signed if m is None else signed * m, full(p))
+            shrunk = shrunk if shrunk.dtype == u.dtype else shrunk.astype(u.dtype)
             if cautious:
                 shrunk = jnp.where((sign * u * jnp.conj(full(p)).astype(u.dtype)).real > 0, shrunk, 0)
             return u + shrunk
