@@ -1,6 +1,7 @@
 """A run's state in another program: to predict, to evaluate, to go on by hand."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -46,11 +47,11 @@ def load_state(
     where = "train.load_state"
     checks.is_task(where, task)
     checks.is_optimizer(where, tx)
-    if not isinstance(examples, dict):
+    if not isinstance(examples, Mapping):
         checks.is_source(where, "the examples", examples)
     if not (Path(path) / "config.json").is_file():
         raise ValueError(f"{where}: there is no run in {str(path)!r}: it holds no config.json. Give a run's folder.")
-    batch = examples if isinstance(examples, dict) else examples.take(np.arange(1))
+    batch = examples if isinstance(examples, Mapping) else examples.take(np.arange(1))
     alone = parallel.single()
     like = jax.eval_shape(lambda: init_state(task, tx, batch, strategy=alone))
     with RunFolder.open(path).checkpoints() as checkpoints:
