@@ -57,6 +57,7 @@ def test_the_labels_are_the_last_column(monkeypatch, tmp_path):
         (gzip.compress(b""), "rows of 784 pixels"),
         (gzip.compress(b"300" + b",1" * 784), "rows of 784 pixels"),
     ],
+    ids=["not gzip", "cut short", "a word", "three columns", "empty", "a pixel of 300"],  # gzip has the time in it
 )
 @pytest.mark.filterwarnings("ignore:string or file could not be read:DeprecationWarning")
 def test_a_damaged_file_is_refused(monkeypatch, tmp_path, content, said):
