@@ -206,7 +206,8 @@ def draw(samples: Samples, path: Path) -> None:
         axes.margins(y=0.18)
         axes.set_xticks(range(len(names)), names)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8, ncols=4, loc="upper left", bbox_to_anchor=(0, 1.13))
+        if shown:
+            axes.legend(frameon=False, fontsize=8, ncols=4, loc="upper left", bbox_to_anchor=(0, 1.13))
     above.set_title("A step of steady training, microseconds\n\n", loc="left", fontweight="bold")
     below.set_title("The whole program, from import to predictions, seconds\n\n", loc="left", fontweight="bold")
     figure.savefig(path)
