@@ -124,6 +124,7 @@ print(int(runs[0].state.data_step), signal.getsignal(signal.SIGINT) is before)
 def test_an_interrupt_while_a_thread_trains_leaves_the_thread_alone(kernel, tmp_path):
     out = str(tmp_path / "run")
     code = f"""
+import threading
 runs = []
 thread = threading.Thread(target=lambda: runs.append(fit(400, out={out!r})))
 thread.start()
