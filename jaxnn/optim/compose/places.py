@@ -49,22 +49,22 @@ class Place(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def _by_tail(params: tuple[str, ...]) -> dict[str, list[tuple[str, ...]]]:
-    """Parameter paths by their last part, longest first."""
-    found: dict[str, list[tuple[str, ...]]] = {}
-    for path in params:
-        parts = tuple(path.split("/"))
-        found.setdefault(parts[-1], []).append(parts)
-    return {tail: sorted(paths, key=len, reverse=True) for tail, paths in found.items()}
+def _by_tail(params: tuple[str, ...]) -> tuple[frozenset[tuple[str, ...]], dict[str, list[int]]]:
+    """Parameter paths; and by their last part how long they are, longest first."""
+    paths = frozenset(tuple(path.split("/")) for path in params)
+    lengths: dict[str, set[int]] = {}
+    for parts in paths:
+        lengths.setdefault(parts[-1], set()).add(len(parts))
+    return paths, {tail: sorted(sizes, reverse=True) for tail, sizes in lengths.items()}
 
 
 def find_param(parts: tuple[str, ...], params: tuple[str, ...]) -> tuple[int, int] | None:
     """Where in a path a parameter's path stands: the rightmost, then the longest; [start, end), or None."""
-    by_tail = _by_tail(params)
+    paths, lengths = _by_tail(params)
     for end in range(len(parts), 0, -1):
-        for known in by_tail.get(parts[end - 1], ()):
-            if end >= len(known) and parts[end - len(known) : end] == known:
-                return end - len(known), end
+        for size in lengths.get(parts[end - 1], ()):
+            if end >= size and parts[end - size : end] in paths:
+                return end - size, end
     return None
 
 

@@ -59,7 +59,8 @@ def merged(eqns: Sequence[Any], owner: dict[Any, int], texts: Texts) -> tuple[li
     common = {v for v, mine in owner.items() if mine == COMMON}
     for eqn in eqns:
         read = [v if isinstance(v, core.Literal) else same.get(v, v) for v in eqn.invars]
-        eqn = eqn.replace(invars=read)
+        if same and any(a is not b for a, b in zip(read, eqn.invars)):
+            eqn = eqn.replace(invars=read)
         if all(isinstance(v, core.Literal) or v in common for v in read):
             key = (
                 eqn.primitive.name,
@@ -174,7 +175,7 @@ def _fills(eqn: Any) -> bool:
 
 
 def _kind(v: Any) -> tuple[Any, ...]:
-    return tuple(v.aval.shape), str(v.aval.dtype)
+    return v.aval.shape, v.aval.dtype
 
 
 def signature(part: Part, texts: Texts) -> tuple[Any, ...]:
