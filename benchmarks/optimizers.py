@@ -234,7 +234,7 @@ def chunked_s(params: Any) -> tuple[float, Step]:
     jax.clear_caches()
 
     def run() -> None:
-        held[:] = step(*held, grads)
+        held[:] = step(held[0], held[1], grads)
         jax.block_until_ready(held)
 
     seconds = []

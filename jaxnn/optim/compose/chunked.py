@@ -34,7 +34,8 @@ class Output(NamedTuple):
 class Plan(NamedTuple):
     """A step for parameters of one structure."""
 
-    types: list[Any]  # of every leaf given
+    given: Any  # the structure of (params, state, grads)
+    types: list[Any]  # shape and dtype of every leaf given
     calls: list[Call]
     constants: list[Any]  # values after the leaves given
     size: int  # values in all
@@ -53,12 +54,12 @@ class ChunkedStep:
     def __init__(self, tx: optax.GradientTransformationExtraArgs, size: int, donate: bool):
         self.init = tx.init
         self._tx, self._size, self._donate = tx, size, donate
-        self._plans: dict[Any, list[Plan]] = {}
+        self._plans: list[Plan] = []
 
     @property
     def programs(self) -> int:
         """How many distinct programs have been made."""
-        return sum(plan.programs for plans in self._plans.values() for plan in plans)
+        return sum(plan.programs for plan in self._plans)
 
     def __call__(self, params: PyTree, state: PyTree, grads: PyTree) -> tuple[PyTree, PyTree]:
         """`(params, state)` after the update.
@@ -67,14 +68,13 @@ class ChunkedStep:
             ValueError: As the optimizer's `update`; or if it prints or calls back to Python.
         """
         leaves, treedef = jax.tree.flatten((params, state, grads))
-        if any(isinstance(x, jax.core.Tracer) for x in leaves):
+        if any(issubclass(kind, jax.core.Tracer) for kind in set(map(type, leaves))):
             return self._whole(params, state, grads)  # it is part of a program already
-        types = [jax.typeof(x) for x in leaves]
-        plans = self._plans.setdefault(treedef, [])
-        plan = next((plan for plan in plans if plan.types == types), None)
+        types = [(x.shape, x.dtype) for x in leaves]
+        plan = next((plan for plan in self._plans if plan.given == treedef and plan.types == types), None)
         if plan is None:
-            plan = self._plan(params, state, grads, types)
-            plans.append(plan)
+            plan = self._plan(params, state, grads, treedef, types)
+            self._plans.append(plan)
         values: list[Any] = [*leaves, *plan.constants, *[None] * (plan.size - len(leaves) - len(plan.constants))]
         for call in plan.calls:
             donated, given, common = ([values[i] for i in where] for where in call[1:4])
@@ -90,7 +90,7 @@ class ChunkedStep:
         updates, state = self._tx.update(grads, state, params)
         return apply_updates(params, updates), state
 
-    def _plan(self, params: PyTree, state: PyTree, grads: PyTree, types: list[Any]) -> Plan:
+    def _plan(self, params: PyTree, state: PyTree, grads: PyTree, given: Any, types: list[Any]) -> Plan:
         closed, shape = jax.make_jaxpr(self._whole, return_shape=True)(params, state, grads)
         if closed.effects:
             raise ValueError(
@@ -121,7 +121,8 @@ class ChunkedStep:
             else:
                 outputs.append(Output(slots[v], slots[v] in seen))
                 seen.add(slots[v])
-        return Plan(types, calls, list(closed.consts), len(slots), outputs, jax.tree.structure(shape), len(made))
+        treedef = jax.tree.structure(shape)
+        return Plan(given, types, calls, list(closed.consts), len(slots), outputs, treedef, len(made))
 
     def _calls(
         self, members: list[split.Part], slots: dict[Any, int], made: dict[Any, Any], texts: split.Texts
