@@ -100,12 +100,12 @@ def test_heads_are_matrices_of_their_own(core):
         close(updates["out"][part], once(core(), grads["out"][part]))
 
 
-@pytest.mark.parametrize("make", [optim.muon, optim.normuon])
+@pytest.mark.parametrize("make", [optim.muon, optim.normuon, optim.soap])
 def test_loop_and_scan_layouts_of_a_model_give_equal_updates(make):
     config = models.GPTConfig(vocab=16, length=8, layers=3, heads=2, width=8, scan=False)
     task_params = models.GPT(config).init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
     loop = tree.map_by_path(lambda path, p: normal(*p.shape, seed=len(path)) + p, task_params)
-    tx = make(1e-2, split_heads={optim.path("qkv/kernel"): 6})
+    tx = make(1e-2) if make is optim.soap else make(1e-2, split_heads={optim.path("qkv/kernel"): 6})
     scanned = models.stack_layers(loop)
     declared = {
         path: tree.Role(
@@ -117,6 +117,7 @@ def test_loop_and_scan_layouts_of_a_model_give_equal_updates(make):
     one = once(tx, loop, loop)
     with tree.declaring(lambda: declared):
         other = once(tx, scanned, scanned)
+    assert all(np.any(u) for u in jax.tree.leaves(one))
     close(models.stack_layers(one), other)
 
 

@@ -1,6 +1,8 @@
 """`chunked_step`: an optimizer's step as several small programs, for parameters in thousands of leaves."""
 
-from collections.abc import Callable
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +46,18 @@ class Plan(NamedTuple):
     programs: int  # distinct ones
 
 
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """The cyclic garbage collector off: passing over the equations, all alive, takes as long as making them."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 class ChunkedStep:
     """See `chunked_step`.
 
@@ -73,7 +87,8 @@ class ChunkedStep:
         types = [(x.shape, x.dtype) for x in leaves]
         plan = next((plan for plan in self._plans if plan.given == treedef and plan.types == types), None)
         if plan is None:
-            plan = self._plan(params, state, grads, treedef, types)
+            with _no_collection():
+                plan = self._plan(params, state, grads, treedef, types)
             self._plans.append(plan)
         values: list[Any] = [*leaves, *plan.constants, *[None] * (plan.size - len(leaves) - len(plan.constants))]
         for call in plan.calls:
