@@ -50,7 +50,7 @@ def program(task: train.Task, tx: Any, source: data.Arrays, batch: int) -> tuple
     strategy = parallel.single()
     first = host_batch(source, engine.Order(0, len(source), batch)(0, 1)[0])
     state = train.init_state(task, tx, first, strategy=strategy)
-    step = engine.scalars(make_step(task, tx, strategy))
+    step = engine.scalars(make_step(task, tx, strategy, never_empty=True))  # as `fit` does with data of no weights
     sums = check_step(trace_step(step, state, first, strategy), state)
     resident = source.resident()
     return strategy.compile(make_chunk(step, resident, sums, 1)), state, strategy.put_shared(resident.arrays)

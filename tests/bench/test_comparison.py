@@ -109,7 +109,7 @@ def test_compare_runs_a_hidden_copy_of_the_base_and_stops(dial):
     # Twice the work; on a busy machine inconclusive is allowed, wrong is not.
     found = bench.compare({"base": dial("base", 60), "head": dial("head", 120)}, max_seconds=2.0, block_s=2e-3)
     assert found.verdict in ("regress", "inconclusive")
-    assert found.ratio > 1.3
+    assert found.ratio > 1.3 or found.aa.interval.high > 1.1  # where the copy of the base strays as far, it is the load
     assert set(found.measurements) == {"base", "head", "A/A"}
     assert found.rounds == len(found.measurements["A/A"].blocks) == len(found.measurements["base"].blocks)
     assert found.clock in ("wall", "cpu")

@@ -278,9 +278,9 @@ def machine(copy, product):
 
 def test_memory_bound_is_by_what_the_machine_can_do():
     draw = np.random.default_rng(0)
-    x = draw.normal(size=(32, 1500)).astype(np.float32)
+    x = draw.normal(size=(32, 3000)).astype(np.float32)
     source = data.Arrays(x, x[:, :1])
-    run = train.fit(mlp((1500, 1)), optax.adam(1e-4), source, batch_size=1, steps=40, log=QUIET)
+    run = train.fit(mlp((3000, 1)), optax.adam(1e-4), source, batch_size=1, steps=40, log=QUIET)
     assert speed_of(run, peaks=machine(1e6, 1e15)) == {"memory-bound"}
     probe = Probe(run, source)
 
