@@ -130,13 +130,22 @@ def permute(index: HostArray, n: int, key: object) -> HostArray:
     index = np.asarray(index)
     if index.size and (int(index.min()) < 0 or int(index.max()) >= n):
         raise ValueError(f"order.permute: index in [{index.min()}, {index.max()}] for n = {n}. Give indices in [0, n).")
+    return _permuted(index, n, _round_keys(_as_words(key), n))
+
+
+def _round_keys(key: HostArray, n: int) -> list[HostArray]:
+    """The network's keys, a round after the other: uint32, the shape of `key`."""
+    rounds = _ROUNDS_SMALL if n <= _SMALL else _ROUNDS
+    return [(_splitmix(key + np.uint64(i)) >> np.uint64(32)).astype(np.uint32) for i in range(rounds)]
+
+
+def _permuted(index: HostArray, n: int, keys: list[HostArray]) -> HostArray:
+    """`permute` of valid indices, from the keys of its rounds."""
     if n == 1 or not index.size:
         return np.zeros(index.shape, np.int64)
     rows = math.isqrt(n - 1) + 1
     columns = -(-n // rows)
     dtype = np.uint32 if rows <= 2**12 else np.uint64
-    key, rounds = _as_words(key), _ROUNDS_SMALL if n <= _SMALL else _ROUNDS
-    keys = [(_splitmix(key + np.uint64(i)) >> np.uint64(32)).astype(np.uint32) for i in range(rounds)]
     start = np.atleast_1d(index).astype(np.uint64, order="C")  # flat views below need one layout
     place = _walk_once(start, rows, columns, keys, dtype)
     outside = np.nonzero(place.reshape(-1) >= n)[0] if rows * columns > n else np.zeros(0, np.int64)
@@ -144,7 +153,7 @@ def permute(index: HostArray, n: int, key: object) -> HostArray:
     while outside.size:
         local = (
             [np.broadcast_to(k, place.shape).reshape(-1)[outside] for k in keys]
-            if key.size > 1
+            if keys[0].size > 1
             else [k.reshape(-1) for k in keys]
         )
         flat[outside] = again = _walk_once(flat[outside], rows, columns, local, dtype)
@@ -190,9 +199,13 @@ def examples(seed: int, data_step: int, count: int, *, n: int, batch_size: int, 
     if padding is not None:
         ids[padding] = 0
     if shuffle and count:
-        # One key where the call stays inside an epoch: a key per row costs a broadcast in each round.
-        keys = fold(seed, epoch[:1] if epoch[0] == epoch[-1] else epoch)
-        ids = permute(ids, n, keys[:, None])
+        # The keys of each epoch once: for small data, making them for every row would cost more than the permutation.
+        first, last = int(epoch[0]), int(epoch[-1])
+        keys = _round_keys(fold(seed, np.arange(first, last + 1)), n)
+        if last > first:  # else one key serves all rows: one a row costs a broadcast in each round
+            steps = np.bincount(epoch - first)
+            keys = [np.repeat(key, steps)[:, None] for key in keys]
+        ids = _permuted(ids, n, keys)
     if padding is not None:
         ids[padding] = -1
     return ids
