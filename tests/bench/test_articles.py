@@ -106,6 +106,7 @@ def test_a_second_start_does_what_is_missing(tmp_path, monkeypatch):
     assert (tmp_path / "articles.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fit", "loop", "scan", "scans"])
 def test_our_arms_train_in_stretches_and_as_a_whole(kind, tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE, str(tmp_path))

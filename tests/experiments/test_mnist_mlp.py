@@ -24,6 +24,7 @@ def test_a_few_steps(monkeypatch, tmp_path, capsys):
     assert "true  [0 4 9]" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "verdict"), [("bad_init", "identical units"), ("bad_rate", "rate too high"), ("too_small", "")]
 )

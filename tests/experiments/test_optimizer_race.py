@@ -6,6 +6,7 @@ import pytest
 from experiments import optimizer_race as race
 
 
+@pytest.mark.slow
 def test_a_race_of_two(tmp_path):
     cfg = race.Config(
         optimizers=("adamw", "schedule-free adamw"),

@@ -182,6 +182,7 @@ def test_what_does_not_fit_is_refused():
         optim.with_state_dtype(optim.adamw(1e-3), optim.q8, rounding="up")
 
 
+@pytest.mark.slow
 def test_it_wraps_groups_inside_stages():
     params = parameters()
     tx = optim.stages(

@@ -102,6 +102,7 @@ def test_a_parameter_changes_its_group():
     assert float(jnp.abs(optim.get(moved, "lion.mu.embedding")).max()) == 0
 
 
+@pytest.mark.slow
 def test_into_eight_bits_and_out_of_them():
     old = optim.adamw(1e-2)
     new = optim.skip_nonfinite(optim.with_state_dtype(optim.adamw(1e-2), optim.q8))
