@@ -1,12 +1,15 @@
 """Logical axis names: a model says what an axis means, the strategy says where it goes.
 
 `constrain(x, "batch", "time", "embed")` is a no-op until a strategy installs rules for a mesh, so that models run
-unchanged on one device, inside a manual region, and partitioned by XLA.
+unchanged on one device, inside a manual region, and partitioned by XLA. In the same way a strategy that keeps
+parameters in parts says how a part is made whole (`reading`), and the settings of a step say what a layer's backward
+pass computes anew (`rematerializing`); models read both through `models.blocks.layer`.
 """
 
 import contextlib
 import contextvars
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -56,5 +59,96 @@ def constrain(x: Array, *names: str | None) -> Array:
     if current is None or manual_axes():
         return x
     mesh, rules = current
-    spec = PartitionSpec(*(rules.get(n) if n else None for n in names))
+    used: set[str] = set()
+    entries: list[str | tuple[str, ...] | None] = []
+    for name in names:
+        axes = rules.get(name) if name else None
+        mesh_axes = (axes,) if isinstance(axes, str) else axes or ()
+        entries.append(axes if used.isdisjoint(mesh_axes) else None)  # the first axis of two that want the same
+        used.update(mesh_axes)
+    spec = PartitionSpec(*entries)
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How parameters that a strategy keeps in parts are read while a loss is traced.
+
+    Attributes:
+        whole: `whole(path, part)` gives the parameter that the model is to see. Differentiable: the cotangent of a part
+            is a part of the gradient, added over the devices.
+        anchor: What the layer being traced was given; its parameters are not read before it is there.
+    """
+
+    whole: Callable[[str, Array], Array]
+    anchor: Array | None = None
+
+
+GATHERED = "gathered"  # the name, for rematerialisation policies, of what `read` gives
+_reading: contextvars.ContextVar[Reading | None] = contextvars.ContextVar("jaxnn_reading", default=None)
+_remat: contextvars.ContextVar[str | None] = contextvars.ContextVar("jaxnn_remat", default=None)
+
+
+@contextlib.contextmanager
+def reading(whole: Callable[[str, Array], Array]) -> Iterator[None]:
+    """While tracing inside, parameters are parts, and `whole(path, part)` gives the parameter."""
+    token = _reading.set(Reading(whole))
+    try:
+        yield
+    finally:
+        _reading.reset(token)
+
+
+def in_parts() -> bool:
+    """Whether the parameters that are seen here are parts."""
+    return _reading.get() is not None
+
+
+def read(path: str, part: Array) -> Array:
+    """The parameter behind a part, named `GATHERED`; the part itself where parameters are whole."""
+    current = _reading.get()
+    if current is None:
+        return part
+    if current.anchor is not None:
+        # Or every layer's parameters may be gathered at once, before the first layer runs.
+        part, _ = jax.lax.optimization_barrier((part, current.anchor))
+    return jax.ad_checkpoint.checkpoint_name(current.whole(path, part), GATHERED)
+
+
+@contextlib.contextmanager
+def whole() -> Iterator[None]:
+    """While tracing inside, parameters are whole: what was in parts has been read."""
+    token = _reading.set(None)
+    try:
+        yield
+    finally:
+        _reading.reset(token)
+
+
+@contextlib.contextmanager
+def entering(x: Array) -> Iterator[None]:
+    """While tracing inside, a layer is computed whose input is `x`."""
+    current = _reading.get()
+    if current is None:
+        yield
+        return
+    token = _reading.set(dataclasses.replace(current, anchor=jax.lax.stop_gradient(x)))
+    try:
+        yield
+    finally:
+        _reading.reset(token)
+
+
+@contextlib.contextmanager
+def rematerializing(policy: str | None) -> Iterator[None]:
+    """While tracing inside, layers compute anew in the backward pass what `policy` says; see `models.blocks.layer`."""
+    token = _remat.set(policy)
+    try:
+        yield
+    finally:
+        _remat.reset(token)
+
+
+def remat_policy() -> str | None:
+    """The policy in force, by name; None where everything is kept."""
+    return _remat.get()

@@ -164,3 +164,23 @@ def declaring(roles: Declared) -> Iterator[None]:
 def declared_roles() -> Mapping[str, Role]:
     """The roles by path that are in force; {} where nothing declared any."""
     return _declared.get()()
+
+
+@functools.lru_cache(maxsize=64)
+def _by_tail(params: tuple[str, ...]) -> tuple[frozenset[tuple[str, ...]], dict[str, list[int]]]:
+    """Parameter paths; and by their last part how long they are, longest first."""
+    paths = frozenset(tuple(path.split("/")) for path in params)
+    lengths: dict[str, set[int]] = {}
+    for parts in paths:
+        lengths.setdefault(parts[-1], set()).add(len(parts))
+    return paths, {tail: sorted(sizes, reverse=True) for tail, sizes in lengths.items()}
+
+
+def find_param(parts: tuple[str, ...], params: tuple[str, ...]) -> tuple[int, int] | None:
+    """Where in a path a parameter's path stands: the rightmost, then the longest; [start, end), or None."""
+    paths, lengths = _by_tail(params)
+    for end in range(len(parts), 0, -1):
+        for size in lengths.get(parts[end - 1], ()):
+            if end >= size and parts[end - size : end] in paths:
+                return end - size, end
+    return None

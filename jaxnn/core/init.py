@@ -14,7 +14,6 @@ import contextlib
 import functools
 import math
 import re
-import threading
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from flax import linen as nn
 
 from jaxnn import rng, tree
 from jaxnn.core import host
+from jaxnn.core.parts import patched_param
 from jaxnn.core.task import Task
 from jaxnn.typing import Array, Batch, HostArray, ModelState, Params, PyTree
 
@@ -42,32 +42,20 @@ class Captured(NamedTuple):
     role: tree.Role | None
 
 
-_patching = threading.Lock()
-
-
 @contextlib.contextmanager
 def _capturing() -> Iterator[dict[str, Captured]]:
-    """Records every `nn.Module.param` call by parameter path. Linen's interceptors do not see `param`, hence the
-    wrap."""
+    """Records every `nn.Module.param` call by parameter path."""
     record: dict[str, Captured] = {}
-    original = nn.Module.param
 
-    @functools.wraps(original)
-    def param(
-        self: nn.Module, name: str, init_fn: Callable[..., Any], *args: Any, unbox: bool = True, **kwargs: Any
-    ) -> Any:
-        path = "/".join((*self.path, name))
-        record[path] = Captured(
-            lambda key: nn.meta.unbox(init_fn(key, *args, **kwargs)), getattr(init_fn, "role", None)
+    def param(original: Callable[..., Any], self: nn.Module, name: str, init_fn: Any, *args: Any, **kwargs: Any) -> Any:
+        arguments = {key: value for key, value in kwargs.items() if key != "unbox"}
+        record["/".join((*self.path, name))] = Captured(
+            lambda key: nn.meta.unbox(init_fn(key, *args, **arguments)), getattr(init_fn, "role", None)
         )
-        return original(self, name, init_fn, *args, unbox=unbox, **kwargs)
+        return original(self, name, init_fn, *args, **kwargs)
 
-    with _patching:
-        nn.Module.param = param
-        try:
-            yield record
-        finally:
-            nn.Module.param = original
+    with patched_param(param):
+        yield record
 
 
 def parameter_key(path: str, stacked: bool = False) -> tuple[int, tuple[int, ...], int]:

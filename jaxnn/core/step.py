@@ -18,6 +18,7 @@ import optax
 from jaxnn import tree
 from jaxnn.core import finite
 from jaxnn.core.init import roles
+from jaxnn.core.parts import given_whole
 from jaxnn.core.state import State, abstract, check_same, complete, reported
 from jaxnn.core.task import Task
 from jaxnn.optim import apply_updates
@@ -36,10 +37,12 @@ def make_grad_fn(task: Task, *, debug: bool = False) -> Callable[..., tuple[PyTr
     """`grad_fn(params, model_state, batch, key) -> (grads, sums, model_state)` over the caller's examples; never
     divides."""
 
+    task_loss = given_whole(task.loss)
+
     def grad_fn(params: Params, model_state: ModelState, batch: Batch, key: Array) -> tuple[PyTree, Sums, ModelState]:
         def objective(p: Params) -> tuple[Array, tuple[dict[str, Mean], ModelState]]:
             with finite.layers() if debug else contextlib.nullcontext({}) as layers:
-                loss = task.loss(p, model_state, batch, key, True)
+                loss = task_loss(p, model_state, batch, key, True)
             scalar, sums = _objective(loss)
             return scalar, (sums | layers, loss.model_state)
 
@@ -54,8 +57,10 @@ def make_grad_fn(task: Task, *, debug: bool = False) -> Callable[..., tuple[PyTr
 def make_value_fn(task: Task, *, train: bool) -> Callable[..., Sums]:
     """`value_fn(params, model_state, batch, key) -> sums` without gradients: for line searches, and for evaluation."""
 
+    task_loss = given_whole(task.loss)
+
     def value_fn(params: Params, model_state: ModelState, batch: Batch, key: Array) -> Sums:
-        return _objective(task.loss(params, model_state, batch, key, train))[1]
+        return _objective(task_loss(params, model_state, batch, key, train))[1]
 
     return value_fn
 

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jaxnn import metrics as metrics_room
 from jaxnn import rng, tree
 from jaxnn.core import display
+from jaxnn.core.parts import given_whole, read_all, reading_modules, reads_parts
 from jaxnn.typing import Array, Batch, Loss, Mean, ModelState, Params, PyTree
 
 REPORTED = ("loss", "grad_norm", "step", "epoch", "partial")  # by fit itself
@@ -106,18 +107,22 @@ def _build(
         if name in REPORTED or name.startswith(("val_", "nonfinite")):
             raise ValueError(f"Task: a metric cannot be called {name!r}: fit reports that itself. Choose another name.")
 
+    apply = given_whole(apply)
+
+    @reads_parts
     def task_loss(params: Params, model_state: ModelState, batch: Batch, key: Array, train: bool) -> Loss:
         outputs, new_state = apply(params, model_state, batch, key, train)
         target = _field(batch, targets)
         weights = example_weights(batch)
         mean = metrics_room.weighted(_per_example(loss(outputs, target), batch["mask"]), weights)
-        extra_loss = penalty(params) if penalty else jnp.zeros((), jnp.float32)
+        extra_loss = penalty(read_all(params)) if penalty else jnp.zeros((), jnp.float32)
         sums = {name: m.sums(outputs, target, weights) for name, m in lifted.items()}
         return Loss(mean.sum, mean.weight, extra_loss, new_state, sums)
 
     # On the function, so that a task that replaces its loss does not have it.
     setattr(task_loss, "weighs_mask", True)  # noqa: B010
 
+    @reads_parts
     def predict(params: Params, model_state: ModelState, batch: Batch) -> PyTree:
         return apply(params, model_state, batch, None, False)[0]
 
@@ -191,13 +196,14 @@ def supervised(
         variables = dict(nn.meta.unbox(module.init({"params": key, "dropout": key}, *arguments, **keywords)))
         return variables.pop("params", {}), variables
 
+    @reads_parts
     def apply(
         params: Params, model_state: ModelState, batch: Batch, key: Any, train: bool
     ) -> tuple[PyTree, ModelState]:
         arguments, keywords = call_arguments(batch, train)
         mutable = sorted(model_state) if train else False
         rngs = {"dropout": key} if train else None
-        with rng.examples(batch["index"]):
+        with rng.examples(batch["index"]), reading_modules():
             result = module.apply({"params": params, **model_state}, *arguments, rngs=rngs, mutable=mutable, **keywords)
         return (result[0], dict(result[1])) if mutable else (result[0] if mutable == [] else result, model_state)
 

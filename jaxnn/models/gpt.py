@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxnn import rng, sharding
 from jaxnn.models.attention import attention, rotary
+from jaxnn.models.blocks import layer
 from jaxnn.models.layers import Dense, Embed, LayerNorm, RMSNorm, declare
 from jaxnn.tree import describe
 from jaxnn.typing import Array, Params
@@ -154,19 +155,21 @@ class Block(nn.Module):
     ) -> tuple[Array, None]:
         """One layer on `x` [B, T, E]; the None is what a scan wants."""
         c = self.config
-        heads = (*x.shape[:2], c.heads, c.width // c.heads)
-        q, k, v = jnp.split(self._dense(3 * c.width, "qkv")(self._norm("norm_attention")(x)), 3, axis=-1)
-        q, k, v = q.reshape(heads), k.reshape(heads), v.reshape(heads)
+        # A head's queries, keys and values side by side, so that heads can be split over devices where they are.
+        qkv = self._dense(3 * c.width, "qkv")(self._norm("norm_attention")(x))
+        qkv = qkv.reshape(*x.shape[:2], c.heads, 3, c.width // c.heads)
+        qkv = sharding.constrain(qkv, "batch", "time", "heads", None, None)
+        q, k, v = (qkv[..., i, :] for i in range(3))
         if c.positions == "rotary":
             q, k = rotary(q, positions), rotary(k, positions)
         y = attention(q, k, v, causal=True, segment=segment, matmul_dtype=c.matmul_dtype)
         y = self._dense(c.width, "attention_out", residual=True)(y.reshape(x.shape))
-        x = sharding.constrain(x + self._drop(y, key, layer, 0), "batch", "time", "embed")
+        x = sharding.constrain(x + self._drop(y, key, layer, 0), "batch", "sequence", "embed")
         y = self._dense(c.mlp_ratio * c.width, "mlp_in")(self._norm("norm_mlp")(x))
         y = sharding.constrain(y, "batch", "time", "mlp")
         y = jnp.square(nn.relu(y)) if c.activation == "squared_relu" else nn.gelu(y, approximate=True)
         y = self._dense(c.width, "mlp_out", residual=True)(y)
-        return sharding.constrain(x + self._drop(y, key, layer, 1), "batch", "time", "embed"), None
+        return sharding.constrain(x + self._drop(y, key, layer, 1), "batch", "sequence", "embed"), None
 
 
 class GPT(nn.Module):
@@ -213,13 +216,13 @@ class GPT(nn.Module):
             init = declare(nn.initializers.normal(0.02), "embedding")
             table = self.param("position_embed", init, (c.length, c.width), jnp.float32)
             x = x + jnp.take(table, positions, axis=0)
-        x = sharding.constrain(x, "batch", "time", "embed")
+        x = sharding.constrain(x, "batch", "sequence", "embed")
         key = self.make_rng("dropout") if train and c.dropout else None
         if key is not None:
             x = rng.dropout(rng.named_key(key, "embed"), x, c.dropout)
         if c.scanned:
             scan = nn.scan(
-                Block,
+                layer(Block),
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
@@ -228,7 +231,7 @@ class GPT(nn.Module):
             x, _ = scan(c, name="blocks")(x, jnp.arange(c.layers), key, positions, segment)
         else:
             for i in range(c.layers):
-                x, _ = Block(c, name=f"blocks_{i}")(x, i, key, positions, segment)
+                x, _ = layer(Block)(c, name=f"blocks_{i}")(x, i, key, positions, segment)
         x = RMSNorm(name="norm_out")(x) if c.norm == "rms" else LayerNorm(use_bias=c.bias, name="norm_out")(x)
         if c.tied:
             logits = embed.attend(x)

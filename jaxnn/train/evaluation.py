@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxnn import data, optim, parallel
 from jaxnn.core import State, Task
+from jaxnn.core.parts import given_whole
 from jaxnn.core.state import abstract
 from jaxnn.core.step import make_value_fn
 from jaxnn.data import host_batch, order
@@ -63,7 +64,7 @@ def _sums_program(task: Task, strategy: Strategy) -> _Program:
 
 @functools.lru_cache(maxsize=32)
 def _map_program(task: Task, strategy: Strategy) -> _Program:
-    return _Program(strategy.compile_map(task.predict), set())
+    return _Program(strategy.compile_map(given_whole(task.predict)), set())
 
 
 def _batches(source: Source, batch_size: int, strategy: Strategy) -> Any:

@@ -49,7 +49,8 @@ def numpy_gpt(params: dict, tokens: np.ndarray, c: GPTConfig) -> np.ndarray:
             x = [x_t + p["position_embed"][t] for t, x_t in enumerate(x)]
         for i in range(c.layers):
             block = f"blocks_{i}"
-            q, k, v = zip(*(np.split(dense(norm(x_t, f"{block}/norm_attention"), f"{block}/qkv"), 3) for x_t in x))
+            qkv = [dense(norm(x_t, f"{block}/norm_attention"), f"{block}/qkv").reshape(c.heads, 3, d) for x_t in x]
+            q, k, v = ([heads[:, j].reshape(-1) for heads in qkv] for j in range(3))
             for t in range(len(x)):
                 heads = []
                 for h in range(c.heads):

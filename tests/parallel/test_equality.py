@@ -20,7 +20,7 @@ STRATEGIES = {"single": parallel.single, "replicate": parallel.replicate, "pmap"
 MODELS = ["mlp", "cnn", "gpt"]
 # Parts of a leaf whose true gradient is zero but for the penalty's: without rotary positions, the keys' bias adds the
 # same to every score of a query.
-ZERO_GRADIENT = {"gpt": {"blocks_0/qkv/bias": slice(16, 32)}}
+ZERO_GRADIENT = {"gpt": {"blocks_0/qkv/bias": np.r_[8:16, 32:40]}}  # of each head: queries, keys, values
 
 # Clipping at 0.5 binds in most of these steps; momentum gives rounding a memory.
 SGD = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1, momentum=0.9))
@@ -38,7 +38,7 @@ def assert_equal_first(one: Trained, other: Trained) -> None:
         np.testing.assert_array_equal(leaf, tree.leaves_by_path(other.first)[path], err_msg=path)
 
 
-def assert_close(one: Trained, other: Trained, leave_out: dict[str, slice]) -> None:
+def assert_close(one: Trained, other: Trained, leave_out: dict[str, np.ndarray]) -> None:
     np.testing.assert_allclose(other.weights, one.weights, rtol=1e-6)
     np.testing.assert_allclose(other.losses, one.losses, atol=1e-5)
     assert int(one.state.step) == int(other.state.step) == STEPS - 1  # the step without examples was none
@@ -76,7 +76,7 @@ def test_the_listed_leaves_have_no_gradient_of_their_own():
     fn = jax.jit(jax.grad(lambda p: task.loss(p, {}, batch, jax.random.key(0), True).total))
     gradient = tree.leaves_by_path(fn(state.params))
     for path, part in ZERO_GRADIENT["gpt"].items():
-        queries = np.max(np.abs(gradient[path][:16]))
+        queries = np.max(np.abs(gradient[path][:8]))
         assert np.max(np.abs(gradient[path][part])) < 1e-4 * queries
 
 

@@ -5,7 +5,6 @@ Optimizers keep trees like the parameters, so a leaf's path in the state contain
 for ours, and so none of them needs an optimizer to say anything of itself.
 """
 
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -48,26 +47,6 @@ class Place(NamedTuple):
     scalar: bool
 
 
-@functools.lru_cache(maxsize=64)
-def _by_tail(params: tuple[str, ...]) -> tuple[frozenset[tuple[str, ...]], dict[str, list[int]]]:
-    """Parameter paths; and by their last part how long they are, longest first."""
-    paths = frozenset(tuple(path.split("/")) for path in params)
-    lengths: dict[str, set[int]] = {}
-    for parts in paths:
-        lengths.setdefault(parts[-1], set()).add(len(parts))
-    return paths, {tail: sorted(sizes, reverse=True) for tail, sizes in lengths.items()}
-
-
-def find_param(parts: tuple[str, ...], params: tuple[str, ...]) -> tuple[int, int] | None:
-    """Where in a path a parameter's path stands: the rightmost, then the longest; [start, end), or None."""
-    paths, lengths = _by_tail(params)
-    for end in range(len(parts), 0, -1):
-        for size in lengths.get(parts[end - 1], ()):
-            if end >= size and parts[end - size : end] in paths:
-                return end - size, end
-    return None
-
-
 def places(state: PyTree, params: PyTree) -> Iterator[Place]:
     """Every leaf of a state, in flattening order. Works on arrays and on shapes.
 
@@ -85,7 +64,7 @@ def places(state: PyTree, params: PyTree) -> Iterator[Place]:
             isinstance(node, (Hypers, Metrics)) or (hasattr(node, "hyperparams") and parts[i] == "hyperparams")
             for i, node in enumerate(holders)
         )
-        found = None if scalar or bare else find_param(parts, names)
+        found = None if scalar or bare else tree.find_param(parts, names)
         before = found[0] if found else len(holders) - 1
         owners = [i for i, x in enumerate(holders[: before + 1]) if hasattr(x, "_fields") and not isinstance(x, Hypers)]
         start = owners[-1] if owners else 0
