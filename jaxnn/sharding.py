@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnn.typing import Array
@@ -112,7 +113,7 @@ def read(path: str, part: Array) -> Array:
     if current.anchor is not None:
         # Or every layer's parameters may be gathered at once, before the first layer runs.
         part, _ = jax.lax.optimization_barrier((part, current.anchor))
-    return jax.ad_checkpoint.checkpoint_name(current.whole(path, part), GATHERED)
+    return checkpoint_name(current.whole(path, part), GATHERED)
 
 
 @contextlib.contextmanager

@@ -87,7 +87,12 @@ class Strategy(Protocol):
 
     @property
     def devices(self) -> tuple[jax.Device, ...]:
-        """The devices, in mesh order; the global batch must be a multiple of their number."""
+        """The devices, in mesh order."""
+        ...
+
+    @property
+    def shards(self) -> int:
+        """Into how many parts a batch is split: its size must be a multiple."""
         ...
 
     def put_state(self, state: PyTree) -> PyTree:

@@ -86,8 +86,8 @@ def init_state(
     params, model_state = init_variables(task, key, batch)
     with tree.declaring(lambda: roles(task, batch)):
         opt_state = _optimizer_state(tx, params)
-    zero = np.zeros((), np.int32)
-    return strategy.put_state(State(zero, zero, params, model_state, opt_state, key))
+        zero = np.zeros((), np.int32)
+        return strategy.put_state(State(zero, zero, params, model_state, opt_state, key))
 
 
 def _optimizer_state(tx: optax.GradientTransformation, params: PyTree) -> PyTree:

@@ -198,16 +198,17 @@ def make_train_step(
 
 
 def check_divides(batch_size: int, strategy: Strategy, where: str) -> None:
-    """Refuses a global batch that is not a multiple of the devices.
+    """Refuses a global batch that is not a multiple of the parts that the strategy splits it into.
 
     Raises:
         ValueError: Naming both numbers.
     """
-    n = len(strategy.devices)
+    n = strategy.shards
+    parts = "devices" if n == len(strategy.devices) else "groups of devices"
     if batch_size % n:
         near = max(n, round(batch_size / n) * n)
         raise ValueError(
-            f"{where}: a global batch of {batch_size} examples does not divide over {n} devices. "
+            f"{where}: a global batch of {batch_size} examples does not divide over {n} {parts}. "
             f"Use a multiple of {n}: {near}, say."
         )
 

@@ -5,7 +5,10 @@ Linen because `init` and `apply` are pure and its dispatch was the fastest measu
 policies; families share little, so that each file reads as the whole model.
 """
 
+from jaxnn.models import cnn as cnn
+from jaxnn.models import gpt as gpt
 from jaxnn.models import layers as layers
+from jaxnn.models import mlp as mlp
 from jaxnn.models.cnn import CNN as CNN
 from jaxnn.models.gpt import GPT as GPT
 from jaxnn.models.gpt import GPTConfig as GPTConfig

@@ -1,12 +1,22 @@
 """A plain convolutional classifier of small images."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+from jax.sharding import PartitionSpec as P
 
 from jaxnn import rng, sharding
 from jaxnn.models.layers import BatchNorm, Conv, Dense, max_pool
 from jaxnn.typing import Array
+
+# How parameters are split over devices that share a layer (`parallel.tensor`): by output channels.
+RULES: Mapping[str, P] = {
+    r"conv_\d+/kernel": P(None, None, None, "model"),
+    r"dense_\d+/kernel": P(None, "model"),
+    "role:vector": P(),
+    "role:head": P(),
+}
 
 
 class CNN(nn.Module):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from jaxnn import rng, sharding
 from jaxnn.models.attention import attention, rotary
@@ -19,6 +20,17 @@ from jaxnn.models.layers import Dense, Embed, LayerNorm, RMSNorm, declare
 from jaxnn.tree import describe
 from jaxnn.typing import Array, Params
 
+# How parameters are split over the devices that share a layer (`parallel.tensor`): a block's first matrix by columns,
+# its second by rows, so that it takes two all-reduces; tables by token.
+RULES: Mapping[str, P] = {
+    "(qkv|mlp_in)/kernel": P(None, "model"),
+    "(qkv|mlp_in)/bias": P("model"),
+    "(attention_out|mlp_out)/kernel": P("model", None),
+    "embed/embedding": P("model", None),
+    "head/kernel": P(None, "model"),
+    "position_embed": P(),
+    "role:vector": P(),
+}
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "tiny": {"layers": 2, "heads": 2, "width": 64, "length": 64},
     "small": {"layers": 4, "heads": 3, "width": 192, "length": 256},

@@ -1,14 +1,24 @@
 """Multilayer perceptron."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+from jax.sharding import PartitionSpec as P
 
 from jaxnn import rng, sharding
 from jaxnn.models.layers import Dense, Initializer
 from jaxnn.typing import Array
+
+# How parameters are split over devices that share a layer (`parallel.tensor`): by columns and by rows in turn.
+RULES: Mapping[str, P] = {
+    r"hidden_\d*[02468]/kernel": P(None, "model"),
+    r"hidden_\d*[02468]/bias": P("model"),
+    r"hidden_\d*[13579]/kernel": P("model", None),
+    "role:vector": P(),
+    "role:head": P(),
+}
 
 
 class MLP(nn.Module):

@@ -5,16 +5,27 @@ function and an update function into a step, and owns the outermost jit or pmap.
 sums and divided once, in the update, by the total weight, so that every strategy gives the numbers of one device.
 """
 
-import jax
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import jax
+from jax.sharding import PartitionSpec
+
+from jaxnn.parallel import layout
 from jaxnn.parallel.devices import compilation_cache as compilation_cache
 from jaxnn.parallel.devices import force_host_devices as force_host_devices
 from jaxnn.parallel.devices import select
+from jaxnn.parallel.fsdp import fsdp as fsdp
 from jaxnn.parallel.members import members as members
+from jaxnn.parallel.mesh import mesh as mesh
+from jaxnn.parallel.partitioned import Partitioned as Partitioned
 from jaxnn.parallel.pmap import Pmap as Pmap
 from jaxnn.parallel.replicate import Replicate as Replicate
 from jaxnn.parallel.replicate import data_mesh
+from jaxnn.parallel.sharded import Sharded as Sharded
 from jaxnn.parallel.single import Single as Single
+from jaxnn.parallel.tensor import tensor as tensor
+from jaxnn.parallel.zero import Zero as Zero
 
 
 def single(device: jax.Device | None = None) -> Single:
@@ -42,17 +53,56 @@ def pmap(devices: int | list[jax.Device] | None = None) -> Pmap:
     return Pmap(chosen[0], data_mesh(chosen))
 
 
-STRATEGIES = {"single": single, "replicate": replicate, "pmap": pmap}
+def zero(stage: int = 2, devices: int | list[jax.Device] | None = None, *, min_size: int = layout.MIN_SIZE) -> Zero:
+    """Data parallelism in which each of N devices keeps 1/N of the optimizer's state (stage 1), also of the gradients
+    (2), also of the parameters (3); same numbers as `replicate`.
+
+    Args:
+        stage: 1, 2 or 3.
+        devices: Their number, a list of them, or None for all.
+        min_size: Elements below which a leaf stays whole on every device.
+
+    Raises:
+        ValueError: If there is no such stage, or there are fewer devices than asked for.
+    """
+    if stage not in (1, 2, 3):
+        raise ValueError(f"parallel.zero: stage={stage!r}. Tried: 1, 2, 3. Write one of them; stage 0 is replicate().")
+    chosen = select(devices, "parallel.zero")
+    return Zero(chosen[0], data_mesh(chosen), min_size, stage)
 
 
-def by_name(name: str, devices: int | None = None) -> Single:
+Rules = Mapping[str, PartitionSpec]
+
+# Name on a command line -> strategy of (devices, rules, model).
+STRATEGIES: dict[str, Callable[[int | None, Rules, int], Any]] = {
+    "single": lambda devices, rules, model: single(),
+    "replicate": lambda devices, rules, model: replicate(devices),
+    "pmap": lambda devices, rules, model: pmap(devices),
+    "zero1": lambda devices, rules, model: zero(1, devices),
+    "zero2": lambda devices, rules, model: zero(2, devices),
+    "zero3": lambda devices, rules, model: zero(3, devices),
+    "fsdp": lambda devices, rules, model: fsdp(devices),
+    "tensor": lambda devices, rules, model: tensor(rules, devices, model=model),
+    "sequence": lambda devices, rules, model: tensor(rules, devices, model=model, sequence=True),
+    "fsdp_tensor": lambda devices, rules, model: tensor(rules, devices, model=2 if model == -1 else model, fsdp=True),
+}
+
+
+def by_name(name: str, devices: int | None = None, rules: Rules | None = None, model: int = -1) -> Any:
     """The strategy that a command line names, over the first `devices` devices.
 
     None is every device there is (one, for "single"). On a CPU, several are forced. Call it before anything else uses
     JAX.
 
+    Args:
+        name: One of `STRATEGIES`.
+        devices: How many.
+        rules: The model's, for those that split its layers: "tensor", "sequence" (tensor with the residual stream's
+            time axis split), "fsdp_tensor".
+        model: For these, devices that share a layer; -1 for all ("fsdp_tensor": 2).
+
     Raises:
-        ValueError: If the name is unknown, there are fewer devices, or "single" is to use several.
+        ValueError: If the name is unknown, there are fewer devices, "single" is to use several, or rules are missing.
     """
     if name not in STRATEGIES:
         raise ValueError(f"parallel.by_name: {name!r} is unknown. Tried: {', '.join(STRATEGIES)}. Write one of them.")
@@ -60,6 +110,11 @@ def by_name(name: str, devices: int | None = None) -> Single:
         raise ValueError(
             f"parallel.by_name: 'single' uses one device, {devices} were asked for. Write 'replicate' or 'pmap'."
         )
+    if rules is None and name in ("tensor", "sequence", "fsdp_tensor"):
+        raise ValueError(
+            f"parallel.by_name: {name!r} splits layers by rules, and this program passes none. Tried: the rules of its "
+            "model. Pass rules=models.gpt.RULES, say, or write 'fsdp' or 'zero3', which need none."
+        )
     if devices is not None and devices > 1:
         force_host_devices(devices)
-    return single() if name == "single" else STRATEGIES[name](devices)
+    return STRATEGIES[name](devices, rules or {}, model)

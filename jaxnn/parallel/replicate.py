@@ -31,16 +31,18 @@ def add_up(fn: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def added(*arguments: Any) -> Any:
-        summed, state = fn(*arguments)
-        floating = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # noqa: E731
-        share = 1 / jax.lax.axis_size(AXIS)
-        parts = jax.tree.map(
-            lambda x: x * jnp.asarray(share, x.dtype) if floating(x) else jnp.zeros((), x.dtype), state
-        )
-        summed, means = jax.lax.psum((summed, parts), AXIS)
-        return summed, jax.tree.map(lambda mean, x: mean if floating(x) else x, means, state)
+        return over_devices(*fn(*arguments))
 
     return added
+
+
+def over_devices(summed: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
+    """Inside a manual region: `summed` added over the axis and floating `state` averaged, in one all-reduce."""
+    floating = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # noqa: E731
+    share = 1 / jax.lax.axis_size(AXIS)
+    parts = jax.tree.map(lambda x: x * jnp.asarray(share, x.dtype) if floating(x) else jnp.zeros((), x.dtype), state)
+    summed, means = jax.lax.psum((summed, parts), AXIS)
+    return summed, jax.tree.map(lambda mean, x: mean if floating(x) else x, means, state)
 
 
 @dataclasses.dataclass(frozen=True)

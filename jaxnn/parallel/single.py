@@ -24,6 +24,11 @@ class Single:
     def devices(self) -> tuple[jax.Device, ...]:
         return (self.device,)
 
+    @property
+    def shards(self) -> int:
+        """Into how many parts a batch is split."""
+        return len(self.devices)
+
     def put_state(self, state: PyTree) -> PyTree:
         """A copy of `state` on the device."""
         return jax.tree.map(lambda x: jax.device_put(x, self.device, may_alias=False), state)
@@ -51,14 +56,26 @@ class Single:
         """`fn(params, model_state, batch, key) -> summed`, added over devices; differentiable by `params`."""
         return self.reduce(lambda *arguments: (fn(*arguments), {}), params, model_state, batch, key)[0]
 
+    def gradients(
+        self, grad_fn: Callable[..., Any], params: Params, model_state: ModelState, batch: Batch, key: Array
+    ) -> tuple[PyTree, Sums, ModelState]:
+        """`grad_fn`'s gradients, sums and model state, added over devices: as global views."""
+
+        def summed(params: Params, model_state: ModelState, batch: Batch, key: Array) -> Any:
+            grads, sums, model_state = grad_fn(params, model_state, batch, key)
+            return (grads, sums), model_state
+
+        (grads, sums), model_state = self.reduce(summed, params, model_state, batch, key)
+        return grads, sums, model_state
+
+    def settle(self, state: Any) -> Any:
+        """Inside a trace: the state that a step gives, laid out as `put_state` does."""
+        return state
+
     def make_step(
         self, grad_fn: Callable[..., Any], update_fn: Callable[..., Any], value_fn: Callable[..., Any]
     ) -> Callable[..., Any]:
         """The traceable step: gradients and sums reduced over devices, the update on global views."""
-
-        def gradients(params: Params, model_state: ModelState, batch: Batch, key: Array) -> Any:
-            grads, sums, model_state = grad_fn(params, model_state, batch, key)
-            return (grads, sums), model_state
 
         def objective(params: Params, model_state: ModelState, batch: Batch, key: Array) -> Any:
             return value_fn(params, model_state, batch, key)["loss"]
@@ -66,7 +83,7 @@ class Single:
         def step(state: Any, batch: Batch) -> tuple[Any, Sums]:
             key = rng.step_key(state.key, state.data_step)
             batch = self.place_batch(batch)
-            (grads, sums), model_state = self.reduce(gradients, state.params, state.model_state, batch, key)
+            grads, sums, model_state = self.gradients(grad_fn, state.params, state.model_state, batch, key)
 
             def value(params: Params, aux: Sums | None = None) -> Array:
                 del aux  # line searches refuse an extra argument that the function does not take
@@ -74,7 +91,8 @@ class Single:
                 weight = loss.weight.astype(loss.sum.dtype)
                 return loss.sum / jax.numpy.maximum(weight, jax.numpy.finfo(weight.dtype).tiny)
 
-            return update_fn(state, grads, sums, model_state, value)
+            state, sums = update_fn(state, grads, sums, model_state, value)
+            return self.settle(state), sums
 
         return step
 

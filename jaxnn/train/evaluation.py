@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxnn import data, optim, parallel
-from jaxnn.core import State, Task
+from jaxnn import data, optim, parallel, tree
+from jaxnn.core import State, Task, roles
 from jaxnn.core.parts import given_whole
 from jaxnn.core.state import abstract
 from jaxnn.core.step import make_value_fn
@@ -69,8 +69,8 @@ def _map_program(task: Task, strategy: Strategy) -> _Program:
 
 def _batches(source: Source, batch_size: int, strategy: Strategy) -> Any:
     """Host batches in order, the last one padded; a multiple of the devices each."""
-    n, devices = len(source), len(strategy.devices)
-    size = -(-min(batch_size, n) // devices) * devices
+    n, parts = len(source), strategy.shards
+    size = -(-min(batch_size, n) // parts) * parts
     for first in range(order.steps_per_epoch(n, size)):
         yield host_batch(source, order.examples(0, first, 1, n=n, batch_size=size, shuffle=False)[0])
 
@@ -108,7 +108,8 @@ def evaluate(
     program = _sums_program(task, strategy)
     for batch in _batches(source, batch_size, strategy):
         program.check(checks.task_accepts, "train.evaluate", task, state, batch)
-        flying.append(program.run(state.params, state.model_state, strategy.put_batch(batch), state.key))
+        with tree.declaring(lambda batch=batch: roles(task, batch)):
+            flying.append(program.run(state.params, state.model_state, strategy.put_batch(batch), state.key))
         if len(flying) > IN_FLIGHT:
             land()
     while flying:
@@ -143,7 +144,9 @@ def predict(task: Task, state: State, x: Any, *, batch_size: int = 256, strategy
 
     for batch in _batches(source, batch_size, strategy):
         program.check(checks.predict_accepts, "train.predict", task, state, batch)
-        flying.append((program.run(state.params, state.model_state, strategy.put_batch(batch)), batch["mask"] > 0))
+        with tree.declaring(lambda batch=batch: roles(task, batch)):
+            outputs = program.run(state.params, state.model_state, strategy.put_batch(batch))
+        flying.append((outputs, batch["mask"] > 0))
         if len(flying) > IN_FLIGHT:
             land()
     while flying:

@@ -8,8 +8,8 @@ from typing import Any
 
 import optax
 
-from jaxnn import bench, optim
-from jaxnn.core import Task
+from jaxnn import bench, optim, tree
+from jaxnn.core import Task, roles
 from jaxnn.runs import write_summary
 from jaxnn.train import population as populations
 from jaxnn.train import resumed
@@ -106,7 +106,8 @@ def fit(
         config=config,
     )
     try:
-        return _run(job, resume)
+        with tree.declaring(lambda: roles(job.task, job.batch)):  # a strategy may lay out parameters by them
+            return _run(job, resume)
     finally:
         if job.folder is not None:
             job.folder.release()
