@@ -25,6 +25,7 @@ from jaxnn.models.products import matmul as matmul
 from jaxnn.typing import Array
 
 Initializer = Callable[..., Any]
+Padding = Literal["SAME", "VALID"] | int | tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +252,7 @@ def convolve(
     x: Array,
     kernel: Array,
     strides: int | tuple[int, int] = 1,
-    padding: Literal["SAME", "VALID"] = "SAME",
+    padding: Padding = "SAME",
     form: Form | None = None,
     dtype: Any = None,
 ) -> Array:
@@ -261,7 +262,8 @@ def convolve(
         x: Images.
         kernel: Filters.
         strides: Steps between windows.
-        padding: "SAME" (zeros, H' = ceil(H / stride), the odd one after) or "VALID" (no padding).
+        padding: "SAME" (zeros, H' = ceil(H / stride), the odd one after), "VALID" (none), or the zeros on each
+            side, one number or (rows, columns), as PyTorch counts them.
         form: "patches" (slices side by side, times a matrix), "lax" (a convolution), None for the backend's faster one.
         dtype: Precision of the operands; see `matmul`. Serves the form "patches"; "lax" casts the operands alone.
 
@@ -270,9 +272,13 @@ def convolve(
     """
     window, strides = (kernel.shape[0], kernel.shape[1]), pair(strides)
     check_images("Conv", x, window)
-    if padding not in ("SAME", "VALID"):
-        raise ValueError(f"layers.Conv: padding={padding!r}. Tried: 'SAME', 'VALID'. Write one of them.")
-    if padding == "VALID" and (x.shape[1] < window[0] or x.shape[2] < window[1]):
+    if isinstance(padding, str):
+        if padding not in ("SAME", "VALID"):
+            raise ValueError(f"layers.Conv: padding={padding!r}. Tried: 'SAME', 'VALID', pixels. Write one of them.")
+        pads = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
+    else:
+        pads = [(n, n) for n in pair(padding)]
+    if any(n + sum(p) < w for n, p, w in zip(x.shape[1:3], pads, window, strict=True)):
         raise ValueError(
             f"layers.Conv: window {window} exceeds x {tree.describe(x)}. Write padding='SAME' or a smaller kernel."
         )
@@ -280,12 +286,10 @@ def convolve(
         if dtype is not None:
             x, kernel = x.astype(dtype), kernel.astype(dtype)
         y = lax.conv_general_dilated(
-            x, kernel.astype(x.dtype), strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x, kernel.astype(x.dtype), strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         return y.astype(jnp.float32) if dtype is not None else y
-    if padding == "SAME":
-        pads = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
-        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
 
     def product(x: Array, kernel: Array) -> Array:
         patches = jnp.concatenate(window_slices(x, window, strides), axis=-1)
@@ -302,7 +306,7 @@ class Conv(nn.Module):
         features: Output channels.
         kernel: Window (rows, columns).
         strides: Steps between windows.
-        padding: "SAME" or "VALID".
+        padding: "SAME", "VALID", or zeros on each side; see `convolve`.
         form: None chooses by backend.
         use_bias: Whether to add a bias [features].
         matmul_dtype: Precision of the operands; see `matmul`.
@@ -312,7 +316,7 @@ class Conv(nn.Module):
     features: int
     kernel: tuple[int, int] = (3, 3)
     strides: int | tuple[int, int] = 1
-    padding: Literal["SAME", "VALID"] = "SAME"
+    padding: Padding = "SAME"
     form: Form | None = None
     use_bias: bool = True
     matmul_dtype: Any = None
