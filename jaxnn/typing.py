@@ -103,6 +103,15 @@ class Strategy(Protocol):
         """Places host arrays in global view whose `axis` is the example axis."""
         ...
 
+    @property
+    def part(self) -> tuple[int, int]:
+        """(index, count): which of how many equal contiguous slices of a global batch this process reads."""
+        ...
+
+    def put_part(self, batch: PyTree) -> PyTree:
+        """Places this process's part of a batch; all processes together give the global batch."""
+        ...
+
     def put_rows(self, rows: HostArray) -> Any:
         """Places the example ids [K, B] of a chunk."""
         ...

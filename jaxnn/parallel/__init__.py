@@ -19,6 +19,12 @@ from jaxnn.parallel.fsdp import fsdp as fsdp
 from jaxnn.parallel.members import members as members
 from jaxnn.parallel.mesh import mesh as mesh
 from jaxnn.parallel.partitioned import Partitioned as Partitioned
+from jaxnn.parallel.placing import batch_part as batch_part
+from jaxnn.parallel.placing import fetch as fetch
+from jaxnn.parallel.placing import place as place
+from jaxnn.parallel.placing import place_batch_rows as place_batch_rows
+from jaxnn.parallel.placing import process_count as process_count
+from jaxnn.parallel.placing import process_index as process_index
 from jaxnn.parallel.pmap import Pmap as Pmap
 from jaxnn.parallel.replicate import Replicate as Replicate
 from jaxnn.parallel.replicate import data_mesh

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxnn.parallel.placing import place
 from jaxnn.parallel.replicate import AXIS, Replicate, data_mesh
 from jaxnn.typing import Array, Batch, ModelState, Params, PyTree, Strategy
 
@@ -31,19 +32,22 @@ class Members(Replicate):
     def put_state(self, state: PyTree) -> PyTree:
         shardings = self._placed()
         if jax.tree.structure(state) == jax.tree.structure(shardings) or not hasattr(state, "_fields"):
-            return jax.device_put(state, self.replicated, may_alias=False)
-        parts = [
-            jax.tree.map(lambda x, s=sharding: jax.device_put(x, s, may_alias=False), part)
-            for part, sharding in zip(state, shardings, strict=True)
-        ]
-        return type(state)(*parts)
+            return place(state, self.replicated)
+        return type(state)(*(place(part, sharding) for part, sharding in zip(state, shardings, strict=True)))
 
     def put_batch(self, batch: PyTree, axis: int = 0) -> PyTree:
         del axis
-        return jax.device_put(batch, self.replicated)
+        return place(batch, self.replicated, alias=True)
+
+    def put_part(self, batch: PyTree) -> PyTree:
+        return self.put_batch(batch)
+
+    @property
+    def part(self) -> tuple[int, int]:
+        return 0, 1
 
     def put_rows(self, rows: np.ndarray) -> Any:
-        return jax.device_put(rows, self.replicated)
+        return place(rows, self.replicated, alias=True)
 
     def place_batch(self, batch: PyTree) -> PyTree:
         return batch

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxnn.parallel.placing import fetch, place, place_batch_rows
 from jaxnn.parallel.replicate import AXIS, Replicate, add_up
 from jaxnn.typing import Array, Batch, ModelState, Params, PyTree
 
@@ -37,12 +38,16 @@ class Pmap(Replicate):
     Batches carry a device axis: [N, B / N, ...]. The state goes in and comes out whole (`in_axes=None`), replicated.
     """
 
-    def _spread(self, x: Any, axis: int = 0) -> Any:
-        n = len(self.devices)
+    def _spread(self, x: Any, axis: int = 0, n: int | None = None) -> Any:
+        n = len(self.devices) if n is None else n
         return x.reshape(*x.shape[:axis], n, x.shape[axis] // n, *x.shape[axis + 1 :])
 
     def put_batch(self, batch: PyTree, axis: int = 0) -> PyTree:
-        return jax.device_put(jax.tree.map(lambda x: self._spread(np.asarray(x), axis), batch), self.split(axis))
+        return place(jax.tree.map(lambda x: self._spread(np.asarray(x), axis), batch), self.split(axis), alias=True)
+
+    def put_part(self, batch: PyTree) -> PyTree:
+        n = len(self.devices) // self.part[1]
+        return place_batch_rows(jax.tree.map(lambda x: self._spread(np.asarray(x), 0, n), batch), self.split())
 
     def place_batch(self, batch: PyTree) -> PyTree:
         return batch
@@ -83,9 +88,9 @@ class Pmap(Replicate):
 
         def whole(params: Params, model_state: ModelState, batch: Batch) -> PyTree:
             outputs = mapped(params, model_state, batch)
-            return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), outputs)
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), fetch(outputs))
 
         return whole
 
     def put_rows(self, rows: np.ndarray) -> Any:
-        return jax.device_put(self._spread(rows, 1), self.split(1))
+        return place(self._spread(rows, 1), self.split(1), alias=True)

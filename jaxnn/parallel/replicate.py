@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxnn.parallel.placing import batch_part, place, place_batch_rows
 from jaxnn.parallel.single import Single
 from jaxnn.typing import Array, Batch, ModelState, Params, PyTree
 
@@ -64,13 +65,20 @@ class Replicate(Single):
         return NamedSharding(self.mesh, P(*(None,) * axis, AXIS))
 
     def put_state(self, state: PyTree) -> PyTree:
-        return jax.tree.map(lambda x: jax.device_put(x, self.replicated, may_alias=False), state)
+        return place(state, self.replicated)
 
     def put_batch(self, batch: PyTree, axis: int = 0) -> PyTree:
-        return jax.device_put(batch, self.split(axis))
+        return place(batch, self.split(axis), alias=True)
+
+    def put_part(self, batch: PyTree) -> PyTree:
+        return place_batch_rows(batch, self.split())
+
+    @property
+    def part(self) -> tuple[int, int]:
+        return batch_part(self.split())
 
     def put_shared(self, arrays: PyTree) -> PyTree:
-        return jax.device_put(arrays, self.replicated)
+        return place(arrays, self.replicated, alias=True)
 
     def place_batch(self, batch: PyTree) -> PyTree:
         return jax.lax.with_sharding_constraint(batch, self.split())
@@ -98,4 +106,4 @@ class Replicate(Single):
         return jax.jit(region, in_shardings=(whole, whole, split), out_shardings=split)
 
     def put_rows(self, rows: np.ndarray) -> Any:
-        return jax.device_put(rows, self.split(1))
+        return place(rows, self.split(1), alias=True)

@@ -38,6 +38,15 @@ class Single:
         del axis
         return jax.device_put(batch, self.device)
 
+    @property
+    def part(self) -> tuple[int, int]:
+        """(index, count): which of how many slices of a batch this process reads."""
+        return 0, 1
+
+    def put_part(self, batch: PyTree) -> PyTree:
+        """The host arrays `batch`, this process's part of the global batch, on the devices in global view."""
+        return self.put_batch(batch)
+
     def put_shared(self, arrays: PyTree) -> PyTree:
         """The host arrays on the device."""
         return jax.device_put(arrays, self.device)
