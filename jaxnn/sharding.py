@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnn.typing import Array
@@ -79,15 +78,16 @@ class Reading:
         whole: `whole(path, part)` gives the parameter that the model is to see. Differentiable: the cotangent of a part
             is a part of the gradient, added over the devices.
         anchor: What the layer being traced was given; its parameters are not read before it is there.
+        change: What is done to a whole parameter before the model sees it: a cast, say.
     """
 
     whole: Callable[[str, Array], Array]
     anchor: Array | None = None
+    change: Callable[[Array], Array] | None = None
 
 
-GATHERED = "gathered"  # the name, for rematerialisation policies, of what `read` gives
 _reading: contextvars.ContextVar[Reading | None] = contextvars.ContextVar("jaxnn_reading", default=None)
-_remat: contextvars.ContextVar[str | None] = contextvars.ContextVar("jaxnn_remat", default=None)
+_remat: contextvars.ContextVar["Remat | None"] = contextvars.ContextVar("jaxnn_remat", default=None)
 
 
 @contextlib.contextmanager
@@ -106,14 +106,14 @@ def in_parts() -> bool:
 
 
 def read(path: str, part: Array) -> Array:
-    """The parameter behind a part, named `GATHERED`; the part itself where parameters are whole."""
+    """The parameter behind a part; the part itself where parameters are whole."""
     current = _reading.get()
     if current is None:
         return part
     if current.anchor is not None:
         # Or every layer's parameters may be gathered at once, before the first layer runs.
         part, _ = jax.lax.optimization_barrier((part, current.anchor))
-    return checkpoint_name(current.whole(path, part), GATHERED)
+    return current.whole(path, part)
 
 
 @contextlib.contextmanager
@@ -140,16 +140,37 @@ def entering(x: Array) -> Iterator[None]:
         _reading.reset(token)
 
 
+@dataclasses.dataclass
+class Remat:
+    """What layers compute anew in their backward pass.
+
+    Attributes:
+        policy: By name; None where everything is kept.
+        asked: Whether a layer has asked for it.
+    """
+
+    policy: str | None
+    asked: bool = False
+
+
 @contextlib.contextmanager
-def rematerializing(policy: str | None) -> Iterator[None]:
-    """While tracing inside, layers compute anew in the backward pass what `policy` says; see `models.blocks.layer`."""
-    token = _remat.set(policy)
+def rematerializing(policy: str | None) -> Iterator[Remat]:
+    """While tracing inside, layers compute anew in the backward pass what `policy` says; see `models.blocks.layer`.
+
+    What it gives says afterwards whether there was such a layer.
+    """
+    remat = Remat(policy)
+    token = _remat.set(remat)
     try:
-        yield
+        yield remat
     finally:
         _remat.reset(token)
 
 
 def remat_policy() -> str | None:
     """The policy in force, by name; None where everything is kept."""
-    return _remat.get()
+    remat = _remat.get()
+    if remat is None:
+        return None
+    remat.asked = True
+    return remat.policy
