@@ -12,6 +12,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from jaxnn.parallel import layout
+from jaxnn.parallel.beats import beat as beat
 from jaxnn.parallel.devices import compilation_cache as compilation_cache
 from jaxnn.parallel.devices import force_host_devices as force_host_devices
 from jaxnn.parallel.devices import select
@@ -26,6 +27,12 @@ from jaxnn.parallel.placing import place_batch_rows as place_batch_rows
 from jaxnn.parallel.placing import process_count as process_count
 from jaxnn.parallel.placing import process_index as process_index
 from jaxnn.parallel.pmap import Pmap as Pmap
+from jaxnn.parallel.processes import agree as agree
+from jaxnn.parallel.processes import gather as gather
+from jaxnn.parallel.processes import initialize as initialize
+from jaxnn.parallel.processes import leave as leave
+from jaxnn.parallel.processes import meet as meet
+from jaxnn.parallel.processes import numbers as numbers
 from jaxnn.parallel.replicate import Replicate as Replicate
 from jaxnn.parallel.replicate import data_mesh
 from jaxnn.parallel.sharded import Sharded as Sharded
@@ -35,8 +42,8 @@ from jaxnn.parallel.zero import Zero as Zero
 
 
 def single(device: jax.Device | None = None) -> Single:
-    """Everything on one device, by default the first."""
-    return Single(device or jax.devices()[0])
+    """Everything on one device, by default this process's first."""
+    return Single(device or jax.local_devices()[0])
 
 
 def replicate(devices: int | list[jax.Device] | None = None) -> Replicate:
@@ -121,6 +128,6 @@ def by_name(name: str, devices: int | None = None, rules: Rules | None = None, m
             f"parallel.by_name: {name!r} splits layers by rules, and this program passes none. Tried: the rules of its "
             "model. Pass rules=models.gpt.RULES, say, or write 'fsdp' or 'zero3', which need none."
         )
-    if devices is not None and devices > 1:
+    if devices is not None and devices > 1 and not jax.distributed.is_initialized():
         force_host_devices(devices)
     return STRATEGIES[name](devices, rules or {}, model)
