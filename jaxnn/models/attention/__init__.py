@@ -1,0 +1,13 @@
+"""Attention in one place: what a query may read, which positions it sees, and how the products are computed.
+
+One function, `attention`, for self and cross attention, whole or grouped heads, packed documents, padding, windows and
+biases, in forms that give the same values: `plain` stores the weights and is fastest on CPU at common lengths, `linear`
+stores nothing that grows with T times S, and `jax.nn.dot_product_attention` serves elsewhere. `cached_attention` is for
+generation. Positions are `rotary` and `alibi_slopes`.
+"""
+
+from jaxnn.models.attention.cached import cached_attention as cached_attention
+from jaxnn.models.attention.call import attention as attention
+from jaxnn.models.attention.positions import RotaryScaling as RotaryScaling
+from jaxnn.models.attention.positions import alibi_slopes as alibi_slopes
+from jaxnn.models.attention.positions import rotary as rotary

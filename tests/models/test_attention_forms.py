@@ -1,0 +1,203 @@
+"""Every form of attention, under every restriction, against float64 NumPy: values and gradients; and its memory."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnn import cost
+from jaxnn.models.attention import alibi_slopes, attention, cached_attention, linear
+
+BATCH, QUERIES, HEADS, WIDTH = 2, 37, 4, 8
+FORMS = ("plain", "narrow", "linear", "xla")
+
+
+def oracle(q, k, v, g, *, causal, segment=None, key_segment=None, mask=None, window=None, alibi=None, bias=None, **_):
+    """The output and the cotangents of q, k, v and bias for the output's cotangent `g`, in float64."""
+    q, k, v, g = (np.asarray(x, np.float64) for x in (q, k, v, g))
+    groups = q.shape[2] // k.shape[2]
+    k, v = (np.repeat(x, groups, axis=2) for x in (k, v))
+    t, s = np.arange(q.shape[1])[:, None], np.arange(k.shape[1])[None]
+    scores = np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(q.shape[-1])
+    if alibi is not None:
+        scores = scores - np.asarray(alibi)[:, None, None] * np.abs(t - s)
+    if bias is not None:
+        scores = scores + bias
+    ok = np.ones(scores.shape, bool)
+    if causal:
+        ok &= t >= s
+    if window is not None:
+        ok &= np.abs(t - s) < window
+    if segment is not None:
+        ok &= (segment[:, :, None] == (segment if key_segment is None else key_segment)[:, None])[:, None]
+    if mask is not None:
+        ok &= (mask != 0)[:, None, None]
+    e = np.where(ok, np.exp(scores - scores.max(-1, keepdims=True)), 0)
+    p = e / np.maximum(e.sum(-1, keepdims=True), 1e-300)
+    dp = np.einsum("bthd,bshd->bhts", g, v)
+    ds = p * (dp - (p * dp).sum(-1, keepdims=True))
+    dk, dv = np.einsum("bhts,bthd->bshd", ds, q) / np.sqrt(q.shape[-1]), np.einsum("bhts,bthd->bshd", p, g)
+    dk, dv = (x.reshape(*x.shape[:2], -1, groups, x.shape[-1]).sum(3) for x in (dk, dv))
+    grads = [np.einsum("bhts,bshd->bthd", ds, k) / np.sqrt(q.shape[-1]), dk, dv]
+    if bias is not None:
+        shared = tuple(i for i in (0, 1) if bias.shape[i] == 1)
+        grads.append(ds.sum(shared, keepdims=True))
+    return np.einsum("bhts,bshd->bthd", p, v), grads
+
+
+def case(names: frozenset[str]) -> tuple[list[np.ndarray], dict]:
+    """Operands and keywords under the restrictions named."""
+    rng = np.random.default_rng(0)
+    keys = 45 if "cross" in names else QUERIES
+    key_heads = 2 if "grouped" in names else HEADS
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    arrays = [draw(BATCH, QUERIES, HEADS, WIDTH), *(draw(BATCH, keys, key_heads, WIDTH) for _ in range(2))]
+    settings: dict = {"causal": "causal" in names}
+    if "segment" in names:
+        settings["segment"] = np.stack([np.arange(QUERIES) * n // QUERIES for n in (3, 2)])
+        if "cross" in names:
+            settings["key_segment"] = np.stack([np.arange(keys) * n // keys for n in (2, 2)])
+    if "mask" in names:
+        # The second example begins with padding, so that its first causal queries read nothing.
+        settings["mask"] = np.stack([np.arange(keys) < 30, np.arange(keys) >= 5]).astype(np.float32)
+    if "window" in names:
+        settings["window"] = 7
+    if "alibi" in names:
+        settings["alibi"] = alibi_slopes(HEADS)
+    if "bias" in names:
+        settings["bias"] = draw(1, HEADS, QUERIES, keys)
+    if "bias_of_example" in names:
+        settings["bias"] = draw(BATCH, 1, QUERIES, keys)
+    return arrays, settings
+
+
+def check(names: frozenset[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every form against the oracle, in one program."""
+    monkeypatch.setattr(linear, "TILE", 16)
+    (q, k, v), settings = case(names)
+    g = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
+    bias = settings.pop("bias", None)
+    learned = [q, k, v] if bias is None else [q, k, v, bias]
+
+    @jax.jit
+    def run(learned):
+        out = {}
+        for form in FORMS:
+
+            def f(q, k, v, bias=None, form=form):
+                narrow = {"matmul_dtype": jnp.float32, "form": "plain"} if form == "narrow" else {"form": form}
+                return attention(q, k, v, bias=bias, **settings, **narrow)
+
+            y, back = jax.vjp(f, *learned)
+            out[form] = (y, back(g))
+        return out
+
+    want, want_grads = oracle(q, k, v, g, bias=bias, **settings)
+    for form, (y, grads) in run(learned).items():
+        np.testing.assert_allclose(y, want, atol=1e-5, err_msg=form)
+        for name, a, b in zip(("q", "k", "v", "bias"), grads, want_grads, strict=False):
+            np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()), err_msg=f"{form} {name}")
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["causal segment window grouped", "causal mask alibi bias", "cross mask segment grouped bias_of_example", "window"],
+)
+def test_forms_agree_with_numpy_in_values_and_gradients(names, monkeypatch):
+    check(frozenset(names.split()), monkeypatch)
+
+
+RESTRICTIONS = ("segment", "mask", "window", "alibi", "bias", "grouped")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["causal", "self", "cross"])
+def test_every_combination_agrees_with_numpy(base, monkeypatch):
+    for count in range(len(RESTRICTIONS) + 1):
+        for names in itertools.combinations(RESTRICTIONS, count):
+            check(frozenset({base, *names}), monkeypatch)
+
+
+def test_narrow_operands_come_near(monkeypatch):
+    monkeypatch.setattr(linear, "TILE", 16)
+    (q, k, v), settings = case(frozenset({"causal", "mask", "grouped"}))
+    g = np.ones_like(q)
+    want, want_grads = oracle(q, k, v, g, **settings)
+    for form in ("plain", "linear"):
+        f = jax.jit(
+            lambda q, k, v, form=form: jax.vjp(
+                lambda *x: attention(*x, matmul_dtype=jnp.bfloat16, form=form, **settings), q, k, v
+            )[0]
+        )
+        y = f(q, k, v)
+        assert y.dtype == jnp.float32
+        np.testing.assert_allclose(y, want, atol=5e-2)
+        back = jax.jit(
+            lambda q, k, v, form=form: jax.vjp(
+                lambda *x: attention(*x, matmul_dtype=jnp.bfloat16, form=form, **settings), q, k, v
+            )[1](g)
+        )
+        for a, b in zip(back(q, k, v), want_grads):
+            np.testing.assert_allclose(a, b, atol=5e-2 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("window", [None, 64])
+def test_memory_of_the_linear_form_grows_with_the_length(window):
+    """Temporaries of forward and backward, compiled: at 2 T twice those at T; the plain form's grow fourfold."""
+
+    def temporaries(length: int, form: str) -> int:
+        x = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
+
+        def f(q, k, v):
+            return jnp.sum(jnp.square(attention(q, k, v, causal=True, window=window, form=form)))
+
+        return cost.memory(jax.jit(jax.grad(f, (0, 1, 2))).lower(x, x, x).compile()).temporaries
+
+    short, middle, long = (temporaries(n, "linear") for n in (1024, 2048, 4096))
+    assert middle < 2.3 * short
+    assert long < 2.3 * middle
+    if window is None:
+        assert temporaries(2048, "plain") > 3 * temporaries(1024, "plain")
+
+
+def test_tiles_that_nobody_reads_are_left_out():
+    assert len(linear.tiles(1024, 1024, True, None)[0]) == 10
+    assert len(linear.tiles(1024, 1024, True, 256)[0]) == 7
+    assert len(linear.tiles(1024, 1024, False, 1)[0]) == 4
+    assert len(linear.tiles(1000, 300, False, None)[0]) == 8
+
+
+def test_a_cache_read_slot_by_slot_gives_what_the_whole_text_gives():
+    q, k, v = case(frozenset({"causal", "grouped"}))[0]
+    slopes = alibi_slopes(HEADS)
+    start = np.array([0, 5])
+    mask = (np.arange(QUERIES)[None] >= start[:, None]).astype(np.float32)
+    want = attention(q, k, v, causal=True, mask=mask, window=9, alibi=slopes)
+    keys, values = (
+        jnp.pad(x.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, 3), (0, 0)), constant_values=9) for x in (k, v)
+    )
+    step = jax.jit(lambda q, first: cached_attention(q, keys, values, first=first, start=start, window=9, alibi=slopes))
+    got = np.concatenate([step(q[:, t : t + 1], t) for t in range(QUERIES)], axis=1)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"causal": True, "keys": 3}, "as many queries as keys"),
+        ({"mask": jnp.ones((2, 4))}, r"mask float32\[2, 4\]. Tried: \[2, 5\]"),
+        ({"alibi": jnp.ones(3)}, r"alibi float32\[3\]"),
+        ({"bias": jnp.ones((1, 2, 5, 5))}, r"bias float32\[1, 2, 5, 5\]"),
+        ({"key_segment": jnp.ones((2, 5), int)}, "key_segment without segment"),
+        ({"window": 0}, "window=0"),
+        ({"form": "flash"}, "form='flash'"),
+        ({"key_heads": 3}, "K dividing H"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    q = jnp.ones((2, 5, 4, 8))
+    k = jnp.ones((2, change.pop("keys", 5), change.pop("key_heads", 4), 8))
+    with pytest.raises(ValueError, match=message):
+        attention(q, k, k, **{"causal": False, **change})
