@@ -1,0 +1,389 @@
+"""The encoder-decoder transformer in two layouts, T5's and Marian's, with a cache of keys and values for writing.
+
+Shape suffixes: B examples, S source and T target positions, E width, H heads, D head width, F hidden, V vocabulary.
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxnn import rng, sharding
+from jaxnn.models.blocks import layer
+from jaxnn.models.layers import Dense, Embed, LayerNorm, RMSNorm, declare
+from jaxnn.models.seq2seq import check_pair
+from jaxnn.typing import Array, HostArray
+
+_ACTIVATIONS = {"relu": nn.relu, "gelu": lambda x: nn.gelu(x, approximate=True), "silu": nn.silu}
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """What an encoder-decoder is made of.
+
+    Attributes:
+        vocab: Number of tokens; one table serves source, target and, where `tied`, the logits.
+        layout: "t5" (relative position buckets, RMSNorm before each branch, no biases, scores not divided by sqrt(D)),
+            or "marian" (sinusoidal positions, LayerNorm after each branch, biases, embeddings times sqrt(E)).
+        width: E.
+        heads: H.
+        head_width: D; width / heads where None.
+        hidden: F, of the MLPs.
+        layers: Of the encoder.
+        decoder_layers: Of the decoder; as many where None.
+        activation: "relu", "gelu" (tanh form) or "silu", in the MLPs.
+        gated: Whether an MLP's activation gates a second product (Shazeer 2020, arXiv:2002.05202).
+        tied: Whether the token table is the output matrix too; T5 then divides what it reads by sqrt(E).
+        buckets: Of relative positions ("t5").
+        distance: From here on all relative positions share a bucket ("t5").
+        dropout: Rate after the embedding and on each residual branch, while training.
+        pad: Token that fills up; source positions that hold it are not read.
+        start: Token that the decoder begins with.
+        end: Token that ends a sequence.
+        matmul_dtype: Precision of the projections' operands; see `products.matmul`.
+    """
+
+    vocab: int
+    layout: Literal["t5", "marian"] = "t5"
+    width: int = 256
+    heads: int = 4
+    head_width: int | None = None
+    hidden: int = 1024
+    layers: int = 3
+    decoder_layers: int | None = None
+    activation: Literal["relu", "gelu", "silu"] = "relu"
+    gated: bool = False
+    tied: bool = True
+    buckets: int = 32
+    distance: int = 128
+    dropout: float = 0.0
+    pad: int = 0
+    start: int = 1
+    end: int = 2
+    matmul_dtype: Any = None
+
+    def __post_init__(self) -> None:
+        """Checks the settings.
+
+        Raises:
+            ValueError: If a size is out of range, the heads do not divide the width, or a choice is unknown.
+        """
+        where = "models.TransformerConfig"
+        for name in ("vocab", "width", "heads", "head_width", "hidden", "layers", "decoder_layers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{where}: {name}={value!r}. Tried: a size. Write at least 1.")
+        if self.head_width is None and self.width % self.heads:
+            raise ValueError(
+                f"{where}: heads={self.heads} do not divide width={self.width}. Tried: equal heads. Write a divisor, "
+                "or head_width."
+            )
+        if self.layout == "marian" and self.width % 2:
+            raise ValueError(f"{where}: width={self.width}. Tried: sines and cosines. Write an even width.")
+        if self.buckets < 4 or self.buckets % 4 or self.distance <= self.buckets // 2:
+            raise ValueError(
+                f"{where}: buckets={self.buckets}, distance={self.distance}. Tried: a multiple of 4, and a distance "
+                "beyond half of them. Write 32 and 128, say."
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"{where}: dropout={self.dropout!r}. Tried: a rate in [0, 1). Write 0.1, say.")
+        for name in ("pad", "start", "end"):
+            if not 0 <= getattr(self, name) < self.vocab:
+                raise ValueError(
+                    f"{where}: {name}={getattr(self, name)!r} for a vocabulary of {self.vocab}. Tried: a token id. "
+                    "Write one in [0, vocab)."
+                )
+        for name, allowed in {"layout": ("t5", "marian"), "activation": tuple(_ACTIVATIONS)}.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{where}: {name}={getattr(self, name)!r}. Tried: {', '.join(allowed)}. Write one of them."
+                )
+
+    @property
+    def inner(self) -> int:
+        """H D, the width of all heads together."""
+        return self.heads * (self.head_width or self.width // self.heads)
+
+
+def sinusoids(positions: Array, width: int) -> Array:
+    """[T] -> [T, width]: the sines of all frequencies, then their cosines.
+
+    Source:
+        Vaswani et al. 2017, arXiv:1706.03762, section 3.5, in Marian's order.
+    """
+    rates = 10_000.0 ** (-jnp.arange(width // 2, dtype=jnp.float32) * 2 / width)
+    angles = positions[:, None].astype(jnp.float32) * rates
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def _bucket_table(buckets: int, distance: int) -> HostArray:
+    """The bucket of each distance 0 to `distance`: one each up to half the buckets, then of logarithmic width."""
+    exact = buckets // 2
+    far = np.arange(distance + 1, dtype=np.float32)
+    wide = exact + (np.log(np.maximum(far, 1) / exact) / math.log(distance / exact) * (buckets - exact)).astype(int)
+    return np.where(far < exact, far, np.minimum(wide, buckets - 1)).astype(np.int32)
+
+
+def relative_buckets(offsets: Array, buckets: int, distance: int, causal: bool) -> Array:
+    """The bucket in [0, buckets) of each offset (key's position minus query's), integers of any shape.
+
+    Looking both ways, half of the buckets is for keys that come later; causally, those share bucket 0.
+
+    Source:
+        Raffel et al. 2020, arXiv:1910.10683, section 2.1; the logarithm as in Mesh TensorFlow.
+    """
+    if causal:
+        return jnp.take(_bucket_table(buckets, distance), jnp.clip(-offsets, 0, distance))
+    later = jnp.where(offsets > 0, buckets // 2, 0)
+    return later + jnp.take(_bucket_table(buckets // 2, distance), jnp.minimum(jnp.abs(offsets), distance))
+
+
+def _masked(allowed: Array) -> Array:
+    """0 where allowed, else so low that nothing of it is left: finite, so that nothing becomes NaN."""
+    return jnp.where(allowed, 0.0, jnp.finfo(jnp.float32).min / 2)
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose keys and values may come from elsewhere, with an additive bias [B or 1, H or 1, T, S].
+
+    `q`, `k`, `v` and `out`, [E, H D] and back.
+    """
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        """Declares the projections."""
+        c = self.config
+        if c.layout == "t5":  # scores are not divided by sqrt(D), so that the queries are made smaller
+            q, kv, out = (nn.initializers.normal(n**-0.5) for n in (c.width * (c.inner // c.heads), c.width, c.inner))
+        else:
+            q = kv = out = nn.initializers.glorot_uniform()
+        settings: dict[str, Any] = {"use_bias": c.layout == "marian", "matmul_dtype": c.matmul_dtype}
+        self.q = Dense(c.inner, kernel_init=q, **settings)
+        self.k = Dense(c.inner, kernel_init=kv, **settings)
+        self.v = Dense(c.inner, kernel_init=kv, **settings)
+        self.out = Dense(c.width, kernel_init=out, **settings)
+
+    def _heads(self, x: Array) -> Array:
+        return sharding.constrain(x.reshape(*x.shape[:2], self.config.heads, -1), "batch", "time", "heads", None)
+
+    def project(self, x: Array) -> tuple[Array, Array]:
+        """Keys and values [B, S, H, D] of what is read, [B, S, E]."""
+        return self._heads(self.k(x)), self._heads(self.v(x))
+
+    def __call__(self, x: Array, keys: Array, values: Array, bias: Array | None) -> tuple[Array, Array]:
+        """What `x` [B, T, E] finds, [B, T, E], and the weights [B, H, T, S]."""
+        q = self._heads(self.q(x))
+        q = q if self.config.layout == "t5" else q / math.sqrt(q.shape[-1])
+        scores = jnp.einsum("bthd,bshd->bhts", q, keys).astype(jnp.float32)
+        weights = jax.nn.softmax(scores if bias is None else scores + bias)
+        y = jnp.einsum("bhts,bshd->bthd", weights.astype(values.dtype), values)
+        return self.out(y.reshape(*x.shape[:2], -1)), weights
+
+
+class Block(nn.Module):
+    """Attention to its own sequence, in a decoder attention to the source, and an MLP, each a residual branch."""
+
+    config: TransformerConfig
+    decoder: bool = False
+
+    def setup(self) -> None:
+        """Declares the branches."""
+        c = self.config
+        t5 = c.layout == "t5"
+        self.attention = Attention(c)
+        if self.decoder:
+            self.cross = Attention(c)
+            self.norm_cross = self._norm()
+
+        def dense(features: int, fan: int) -> Dense:
+            init = nn.initializers.normal(fan**-0.5) if t5 else nn.initializers.glorot_uniform()
+            return Dense(features, use_bias=not t5, matmul_dtype=c.matmul_dtype, kernel_init=init)
+
+        self.norm_attention, self.norm_mlp = self._norm(), self._norm()
+        self.mlp_in, self.mlp_out = dense(c.hidden, c.width), dense(c.width, c.hidden)
+        if c.gated:
+            self.mlp_gate = dense(c.hidden, c.width)
+
+    def _norm(self) -> nn.Module:
+        return RMSNorm() if self.config.layout == "t5" else LayerNorm()
+
+    def _mlp(self, x: Array) -> Array:
+        activation = _ACTIVATIONS[self.config.activation]
+        y = activation(self.mlp_gate(x)) * self.mlp_in(x) if self.config.gated else activation(self.mlp_in(x))
+        return self.mlp_out(sharding.constrain(y, "batch", "time", "mlp"))
+
+    def __call__(
+        self,
+        x: Array,
+        bias: Array | None,
+        seen: Array | None = None,
+        seen_bias: Array | None = None,
+        key: Array | None = None,
+        cache: dict[str, Array] | None = None,
+        i: Array | None = None,
+    ) -> tuple[Array, dict[str, Array], Array | None]:
+        """`x` [B, T, E] one layer on, its cache where it was given one, and where a decoder looked [B, H, T, S].
+
+        Args:
+            x: Activations; with a cache those of position `i` alone.
+            bias: Of the attention to its own sequence.
+            seen: What the encoder made, [B, S, E]; a cache has its keys and values.
+            seen_bias: Of the attention to that.
+            key: For dropout; None drops nothing.
+            cache: "k", "v" [B, L, H, D] and "seen_k", "seen_v" [B, S, H, D].
+            i: Position of `x` in the cache.
+        """
+        pre = self.config.layout == "t5"
+        cache = dict(cache or {})
+        found = None
+
+        def add(x: Array, y: Array, norm: Any, site: int) -> Array:
+            if key is not None:
+                y = rng.dropout(jax.random.fold_in(key, site), y, self.config.dropout)
+            y = x + y if pre else norm(x + y)
+            return sharding.constrain(y, "batch", "sequence", "embed")
+
+        y = self.norm_attention(x) if pre else x
+        k, v = self.attention.project(y)
+        if i is not None:
+            k, v = (
+                lax.dynamic_update_slice(cache[n], new.astype(cache[n].dtype), (0, i, 0, 0))
+                for n, new in (("k", k), ("v", v))
+            )
+            cache |= {"k": k, "v": v}
+        x = add(x, self.attention(y, k, v, bias)[0], self.norm_attention, 0)
+        if self.decoder:
+            y = self.norm_cross(x) if pre else x
+            k, v = (cache["seen_k"], cache["seen_v"]) if seen is None else self.cross.project(seen)
+            y, found = self.cross(y, k, v, seen_bias)
+            x = add(x, y, self.norm_cross, 1)
+        x = add(x, self._mlp(self.norm_mlp(x) if pre else x), self.norm_mlp, 2)
+        return x, cache, found
+
+    def begin(self, seen: Array, length: int) -> dict[str, Array]:
+        """A decoder layer's cache for `length` positions."""
+        k, v = self.cross.project(seen)
+        empty = jnp.zeros((seen.shape[0], length, *k.shape[2:]), k.dtype)
+        return {"k": empty, "v": empty, "seen_k": k, "seen_v": v}
+
+
+class Transformer(nn.Module):
+    """Source and target tokens -> logits of the next target token, by teacher forcing; `models.translate` writes.
+
+    Of the references' dropout, that on attention weights and inside the MLP is left out.
+
+    Source:
+        Vaswani et al. 2017, arXiv:1706.03762; Raffel et al. 2020, arXiv:1910.10683; Junczys-Dowmunt et al. 2018,
+        arXiv:1804.00344.
+    """
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        """Declares the parts."""
+        c = self.config
+        t5 = c.layout == "t5"
+        self.embed = Embed(c.vocab, c.width, nn.initializers.normal(1.0 if t5 else c.width**-0.5), c.matmul_dtype)
+        self.encoder = [layer(Block)(c) for _ in range(c.layers)]
+        self.decoder = [layer(Block)(c, decoder=True) for _ in range(c.decoder_layers or c.layers)]
+        if t5:
+            self.norm_encoder, self.norm_decoder = RMSNorm(), RMSNorm()
+            init = declare(nn.initializers.normal(c.width**-0.5), "embedding")
+            self.encoder_bias = self.param("encoder_bias", init, (c.buckets, c.heads), jnp.float32)
+            self.decoder_bias = self.param("decoder_bias", init, (c.buckets, c.heads), jnp.float32)
+        else:
+            zeros = declare(nn.initializers.zeros, "vector")
+            self.logits_bias = self.param("logits_bias", zeros, (c.vocab,), jnp.float32)
+        if not c.tied:
+            init = nn.initializers.normal(c.width**-0.5)
+            self.head = Dense(c.vocab, use_bias=False, matmul_dtype=c.matmul_dtype, role="head", kernel_init=init)
+
+    def _embedded(self, tokens: Array, positions: Array, key: Array | None, site: int) -> Array:
+        c = self.config
+        x = self.embed(tokens)
+        if c.layout == "marian":
+            x = x * math.sqrt(c.width) + sinusoids(positions, c.width)[None].astype(x.dtype)
+        x = x if key is None else rng.dropout(jax.random.fold_in(key, site), x, c.dropout)
+        return sharding.constrain(x, "batch", "sequence", "embed")
+
+    def _bias(self, table: str, queries: Array, keys: Array, causal: bool) -> Array | None:
+        """Of a sequence's attention to itself: [1, H or 1, T, S]."""
+        offsets = keys[None, :] - queries[:, None]
+        mask = _masked(offsets <= 0)[None, None] if causal else None
+        if self.config.layout != "t5":
+            return mask
+        at = relative_buckets(offsets, self.config.buckets, self.config.distance, causal)
+        bias = jnp.take(getattr(self, table), at, axis=0).transpose(2, 0, 1)[None]
+        return bias if mask is None else bias + mask
+
+    def encode(self, source: Array, key: Array | None = None) -> tuple[Array, Array]:
+        """What the decoder reads [B, S, E], and its bias [B, 1, 1, S]: very low at padding."""
+        positions = jnp.arange(source.shape[1])
+        padding = _masked(source != self.config.pad)[:, None, None, :]
+        bias = self._bias("encoder_bias", positions, positions, False)
+        bias = padding if bias is None else bias + padding
+        x = self._embedded(source, positions, key, 0)
+        for i, block in enumerate(self.encoder):
+            x, _, _ = block(x, bias, None, None, _sub(key, 2 + i))
+        return (self.norm_encoder(x) if self.config.layout == "t5" else x), padding
+
+    def _logits(self, x: Array) -> Array:
+        c = self.config
+        if c.layout == "t5":
+            x = self.norm_decoder(x)
+            x = x / math.sqrt(c.width) if c.tied else x
+        logits = (self.embed.attend(x) if c.tied else self.head(x)).astype(jnp.float32)
+        return logits if c.layout == "t5" else logits + self.logits_bias[None, None].astype(jnp.float32)
+
+    def __call__(self, source: Array, target: Array, *, train: bool = False, attention: bool = False) -> Any:
+        """Logits [B, T, V], float32, of the token that follows each target token.
+
+        Args:
+            source: Integers [B, S], padded by `pad`.
+            target: Integers [B, T] that begin with `start`.
+            train: Whether to drop out; needs rngs={"dropout": key}.
+            attention: Whether to return (logits, weights [B, layers, H, T, S] of the decoder's look at the source).
+
+        Raises:
+            ValueError: If the shapes are not [B, S] and [B, T].
+            TypeError: If they are not integers.
+        """
+        check_pair("models.Transformer", source, target)
+        key = self.make_rng("dropout") if train and self.config.dropout else None
+        seen, padding = self.encode(source, key)
+        positions = jnp.arange(target.shape[1])
+        bias = self._bias("decoder_bias", positions, positions, True)
+        x = self._embedded(target, positions, key, 1)
+        maps = []
+        for i, block in enumerate(self.decoder):
+            x, _, found = block(x, bias, seen, padding, _sub(key, 2 + self.config.layers + i))
+            maps.append(found)
+        logits = sharding.constrain(self._logits(x), "batch", "time", "vocab")
+        return (logits, jnp.stack(maps, axis=1)) if attention else logits
+
+    def begin(self, source: Array, length: int) -> dict[str, Any]:
+        """The cache for `length` calls of `step`: keys and values of the source, room for those of the target."""
+        seen, padding = self.encode(source)
+        return {"layers": [block.begin(seen, length) for block in self.decoder], "padding": padding}
+
+    def step(self, tokens: Array, cache: dict[str, Any], i: Array) -> tuple[Array, dict[str, Any]]:
+        """Tokens [B] at position i -> logits [B, V] of the next ones, and the cache."""
+        positions = jnp.asarray(i)[None]
+        length = cache["layers"][0]["k"].shape[1]
+        bias = self._bias("decoder_bias", positions, jnp.arange(length), True)
+        x = self._embedded(tokens[:, None], positions, None, 0)
+        layers = []
+        for block, old in zip(self.decoder, cache["layers"]):
+            x, new, _ = block(x, bias, None, cache["padding"], None, old, jnp.asarray(i))
+            layers.append(new)
+        return self._logits(x)[:, 0], {**cache, "layers": layers}
+
+
+def _sub(key: Array | None, site: int) -> Array | None:
+    return None if key is None else jax.random.fold_in(key, site)
