@@ -121,3 +121,41 @@ def images(pictures: Any, captions: Sequence[str] = (), title: str = "", columns
         axes.imshow(picture[..., 0] if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0)
         axes.set_title(caption, y=-0.25, color=INK, fontsize=9, parse_math=False)
     return figure
+
+
+def attention(
+    weights: Any, keys: Sequence[str], queries: Sequence[str], title: str = "", xlabel: str = "", ylabel: str = ""
+) -> "Figure":
+    """An attention map: a row a query, a column a key, darker where a query reads more.
+
+    Args:
+        weights: [T, S], in [0, 1].
+        keys: S texts, the columns'.
+        queries: T texts, the rows'.
+        title: Above the map.
+        xlabel: What columns are.
+        ylabel: What rows are.
+
+    Raises:
+        ValueError: If the numbers of texts are not those of the weights.
+    """
+    weights = np.asarray(weights, np.float64)
+    if weights.shape != (len(queries), len(keys)) or not weights.size:
+        raise ValueError(
+            f"figures.attention: weights {describe(weights)}, {len(queries)} queries and {len(keys)} keys. Tried: "
+            "[T, S], T and S at least 1. Write one text a row and a column."
+        )
+    figure = curve((), {}, title, xlabel, ylabel)
+    rows, columns = (1.2 + 0.22 * n for n in weights.shape)
+    figure.set_size_inches(min(12.0, columns + 0.8), min(12.0, rows + 0.8))
+    axes = figure.axes[0]
+    axes.grid(visible=False)
+    axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(keys)), [_plain(text) for text in keys], rotation=90, fontsize=8)
+    axes.set_yticks(range(len(queries)), [_plain(text) for text in queries], fontsize=8)
+    return figure
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib does not read as a formula."""
+    return text.replace("$", r"\$")

@@ -30,3 +30,7 @@ from jaxnn.data.transforms import mapped as mapped
 from jaxnn.data.transforms import normalize as normalize
 from jaxnn.data.transforms import one_hot as one_hot
 from jaxnn.data.transforms import random_crop_flip as random_crop_flip
+from jaxnn.data.verses import Verse as Verse
+from jaxnn.data.verses import number_verses as number_verses
+from jaxnn.data.verses import read_verses as read_verses
+from jaxnn.data.verses import split_chapters as split_chapters
