@@ -1,12 +1,12 @@
-"""GPT: a pre-norm decoder over tokens, from a few thousand parameters to GPT-2's exact architecture.
+"""GPT: a pre-norm decoder over tokens, from a few thousand parameters to the architectures of GPT-2, Llama, Mistral and
+Qwen2.
 
-Shape suffixes: B examples, T time, E width, H heads, D head width, V vocabulary.
+Shape suffixes: B examples, T time, E width, H heads, K heads of keys and values, D head width, V vocabulary.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxnn import rng, sharding
-from jaxnn.models.attention import attention, rotary
+from jaxnn.models.attention import Cache, alibi_slopes, attention, cached_attention, rotary
 from jaxnn.models.blocks import layer
+from jaxnn.models.gpt_config import GPTConfig as GPTConfig
 from jaxnn.models.layers import Dense, Embed, LayerNorm, RMSNorm, declare
 from jaxnn.tree import describe
 from jaxnn.typing import Array, Params
@@ -23,116 +24,20 @@ from jaxnn.typing import Array, Params
 # How parameters are split over the devices that share a layer (`parallel.tensor`): a block's first matrix by columns,
 # its second by rows, so that it takes two all-reduces; tables by token.
 RULES: Mapping[str, P] = {
-    "(qkv|mlp_in)/kernel": P(None, "model"),
-    "(qkv|mlp_in)/bias": P("model"),
+    "(qkv|mlp_in|mlp_gate)/kernel": P(None, "model"),
+    "(qkv|mlp_in|mlp_gate)/bias": P("model"),
     "(attention_out|mlp_out)/kernel": P("model", None),
     "embed/embedding": P("model", None),
     "head/kernel": P(None, "model"),
     "position_embed": P(),
     "role:vector": P(),
 }
-_PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "tiny": {"layers": 2, "heads": 2, "width": 64, "length": 64},
-    "small": {"layers": 4, "heads": 3, "width": 192, "length": 256},
-    "gpt2": {
-        "vocab": 50257,
-        "layers": 12,
-        "heads": 12,
-        "width": 768,
-        "length": 1024,
-        "positions": "learned",
-        "activation": "gelu",
-        "norm": "layer",
-        "bias": True,
-    },
-}
 
 
-@dataclasses.dataclass(frozen=True)
-class GPTConfig:
-    """What a GPT is made of.
-
-    Attributes:
-        vocab: Number of tokens; 256 for bytes.
-        length: Longest sequence, in tokens: the table's size for learned positions, the window of `generate`.
-        layers: Blocks.
-        heads: Attention heads; must divide `width`.
-        width: E.
-        mlp_ratio: Hidden width of a block's MLP over `width`.
-        positions: "rotary", or "learned" (a table [length, width]).
-        activation: "squared_relu" (So et al. 2021, arXiv:2109.08668), or "gelu" (tanh form, as GPT-2).
-        norm: "rms", or "layer".
-        tied: Whether the token table is the output matrix too.
-        dropout: Rate after the embedding and on each residual branch, while training.
-        scan: Whether one traced block runs as a scan over stacked parameters; None decides by depth and backend. The
-            values are the same; `stack_layers` and `unstack_layers` convert parameters.
-        matmul_dtype: Precision of the products' operands; see `products.matmul`.
-        bias: Whether dense layers and LayerNorms have biases.
-    """
-
-    vocab: int = 256
-    length: int = 256
-    layers: int = 4
-    heads: int = 4
-    width: int = 192
-    mlp_ratio: int = 4
-    positions: Literal["rotary", "learned"] = "rotary"
-    activation: Literal["squared_relu", "gelu"] = "squared_relu"
-    norm: Literal["rms", "layer"] = "rms"
-    tied: bool = True
-    dropout: float = 0.0
-    scan: bool | None = None
-    matmul_dtype: Any = None
-    bias: bool = False
-
-    def __post_init__(self) -> None:
-        """Checks the settings.
-
-        Raises:
-            ValueError: If a size is below 1, the heads do not divide the width, or a choice is unknown.
-        """
-        for name in ("vocab", "length", "layers", "heads", "width", "mlp_ratio"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"models.GPTConfig: {name}={getattr(self, name)!r}. Tried: a size. Write at least 1.")
-        if self.width % self.heads:
-            fits = [h for h in range(1, self.width + 1) if self.width % h == 0 and h <= 2 * self.heads]
-            raise ValueError(
-                f"models.GPTConfig: heads={self.heads} do not divide width={self.width}. Tried: equal heads. "
-                f"Write heads as one of {fits}."
-            )
-        if self.positions == "rotary" and (self.width // self.heads) % 2:
-            raise ValueError(
-                f"models.GPTConfig: width={self.width} over heads={self.heads} is {self.width // self.heads} a head. "
-                f"Tried: rotary pairs. Write an even head width, or positions='learned'."
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"models.GPTConfig: dropout={self.dropout!r}. Tried: a rate in [0, 1). Write 0.1, say.")
-        choices = {"positions": ("rotary", "learned"), "activation": ("squared_relu", "gelu"), "norm": ("rms", "layer")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"models.GPTConfig: {name}={getattr(self, name)!r}. Tried: {', '.join(allowed)}. Write one of them."
-                )
-
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> "GPTConfig":
-        """A named size, with fields replaced: "tiny" (0.1 M parameters), "small" (1.8 M) or "gpt2" (124.4 M).
-
-        Raises:
-            ValueError: If the name is unknown, or the overrides do not fit.
-        """
-        if name not in _PRESETS:
-            raise ValueError(
-                f"models.GPTConfig.preset: {name!r} is unknown. Tried: {', '.join(_PRESETS)}. Write one of them."
-            )
-        return cls(**{**_PRESETS[name], **overrides})
-
-    @property
-    def scanned(self) -> bool:
-        """Whether the blocks are scanned: from 24 layers compile time outweighs the loop's speed, but not on CPU."""
-        if self.scan is not None:
-            return self.scan
-        return self.layers >= 24 and jax.default_backend() != "cpu"
+def _norm(c: GPTConfig, name: str) -> nn.Module:
+    if c.norm == "rms":
+        return RMSNorm(epsilon=1e-6 if c.epsilon is None else c.epsilon, name=name)
+    return LayerNorm(epsilon=1e-5 if c.epsilon is None else c.epsilon, use_bias=c.bias, name=name)
 
 
 class Block(nn.Module):
@@ -140,17 +45,12 @@ class Block(nn.Module):
 
     config: GPTConfig
 
-    def _norm(self, name: str) -> nn.Module:
-        if self.config.norm == "rms":
-            return RMSNorm(name=name)
-        return LayerNorm(use_bias=self.config.bias, name=name)
-
-    def _dense(self, features: int, name: str, residual: bool = False) -> Dense:
+    def _dense(self, features: int, name: str, residual: bool = False, bias: bool | None = None) -> Dense:
         # Each block adds two branches to the residual stream: their scale keeps its variance independent of depth.
         std = 0.02 / math.sqrt(2 * self.config.layers) if residual else 0.02
         return Dense(
             features,
-            use_bias=self.config.bias,
+            use_bias=self.config.bias if bias is None else bias,
             matmul_dtype=self.config.matmul_dtype,
             kernel_init=nn.initializers.normal(std),
             name=name,
@@ -161,44 +61,82 @@ class Block(nn.Module):
             return x
         return rng.dropout(jax.random.fold_in(jax.random.fold_in(key, layer), site), x, self.config.dropout)
 
+    def _attend(self, q: Array, k: Array, v: Array, segment: Array | None, past: tuple[Any, ...], own: Any) -> Array:
+        c = self.config
+        alibi = jnp.asarray(alibi_slopes(c.heads)) if c.positions == "alibi" else None
+        start, filled = past
+        if own is not None:
+            return cached_attention(q, k, v, *own, filled=filled, start=start, window=c.window, alibi=alibi)
+        mask = None if start is None else jnp.arange(k.shape[1])[None] >= start[:, None]
+        rules = {"segment": segment, "mask": mask, "window": c.window, "alibi": alibi}
+        return attention(q, k, v, causal=True, matmul_dtype=c.matmul_dtype, form=c.attention, **rules)
+
     @nn.compact
     def __call__(
-        self, x: Array, layer: Array | int, key: Array | None, positions: Array, segment: Array | None
-    ) -> tuple[Array, None]:
-        """One layer on `x` [B, T, E]; the None is what a scan wants."""
+        self,
+        x: Array,
+        layer: Array | int,
+        key: Array | None,
+        positions: Array,
+        segment: Array | None,
+        past: tuple[Any, ...] = (None, None),
+        own: tuple[Array, Array] | None = None,
+    ) -> tuple[Array, Any]:
+        """One layer on `x` [B, T, E], and what a cache wants of it: keys and values [B, T, K, D], or None.
+
+        `past` is a cache's (start, filled), `own` its keys and values of this layer where some slots are filled.
+        """
         c = self.config
-        # A head's queries, keys and values side by side, so that heads can be split over devices where they are.
-        qkv = self._dense(3 * c.width, "qkv")(self._norm("norm_attention")(x))
-        qkv = qkv.reshape(*x.shape[:2], c.heads, 3, c.width // c.heads)
+        groups = c.heads // c.key_heads
+        # The queries of a group, its key and its value side by side, so that heads can be split over devices with them.
+        y = sharding.constrain(_norm(c, "norm_attention")(x), "batch", "time", "embed")
+        qkv = self._dense(c.key_heads * (groups + 2) * c.each, "qkv", bias=c.qkv_bias)(y)
+        qkv = qkv.reshape(*x.shape[:2], c.key_heads, groups + 2, c.each)
         qkv = sharding.constrain(qkv, "batch", "time", "heads", None, None)
-        q, k, v = (qkv[..., i, :] for i in range(3))
+        q = qkv[..., :groups, :].reshape(*x.shape[:2], c.heads, c.each)
+        k, v = (qkv[..., groups + i, :] for i in range(2))
         if c.positions == "rotary":
-            q, k = rotary(q, positions), rotary(k, positions)
-        y = attention(q, k, v, causal=True, segment=segment, matmul_dtype=c.matmul_dtype)
-        y = self._dense(c.width, "attention_out", residual=True)(y.reshape(x.shape))
+            q, k = (rotary(y, positions, c.rotary_base, c.rotary_scaling) for y in (q, k))
+        y = self._attend(q, k, v, segment, past, own)
+        y = sharding.constrain(y, "batch", "time", "heads", None).reshape(*x.shape[:2], -1)
+        y = self._dense(c.width, "attention_out", residual=True)(y)
         x = sharding.constrain(x + self._drop(y, key, layer, 0), "batch", "sequence", "embed")
-        y = self._dense(c.mlp_ratio * c.width, "mlp_in")(self._norm("norm_mlp")(x))
-        y = sharding.constrain(y, "batch", "time", "mlp")
-        y = jnp.square(nn.relu(y)) if c.activation == "squared_relu" else nn.gelu(y, approximate=True)
+        y = sharding.constrain(_norm(c, "norm_mlp")(x), "batch", "time", "embed")
+        gate = self._dense(c.hidden, "mlp_gate")(y) if c.activation == "swiglu" else None
+        y = sharding.constrain(self._dense(c.hidden, "mlp_in")(y), "batch", "time", "mlp")
+        if gate is not None:
+            y = nn.silu(sharding.constrain(gate, "batch", "time", "mlp")) * y
+        else:
+            y = jnp.square(nn.relu(y)) if c.activation == "squared_relu" else nn.gelu(y, approximate=True)
         y = self._dense(c.width, "mlp_out", residual=True)(y)
-        return sharding.constrain(x + self._drop(y, key, layer, 1), "batch", "sequence", "embed"), None
+        x = sharding.constrain(x + self._drop(y, key, layer, 1), "batch", "sequence", "embed")
+        return x, None if past[0] is None else (k, v)
 
 
 class GPT(nn.Module):
     """Tokens -> next-token logits. Parameters `blocks_0/qkv/kernel`, ..., or stacked `blocks/qkv/kernel` under a scan.
 
-    GPT-2's architecture with the preset "gpt2", but for dropout on the attention weights, which no preset has.
+    GPT-2's architecture with the preset "gpt2", but for dropout on the attention weights, which there is not.
 
     Source:
-        Radford et al. 2019, "Language models are unsupervised multitask learners".
+        Radford et al. 2019, "Language models are unsupervised multitask learners"; Touvron et al. 2023,
+        arXiv:2302.13971 (Llama); Jiang et al. 2023, arXiv:2310.06825 (Mistral); Yang et al. 2024, arXiv:2407.10671
+        (Qwen2).
     """
 
     config: GPTConfig
 
     @nn.compact
     def __call__(
-        self, tokens: Array, *, train: bool = False, segment: Array | None = None, position: Array | None = None
-    ) -> Array:
+        self,
+        tokens: Array,
+        *,
+        train: bool = False,
+        segment: Array | None = None,
+        position: Array | None = None,
+        cache: Cache | None = None,
+        last: bool = False,
+    ) -> Any:
         """Logits [B, T, V], float32, of the token that follows each.
 
         Args:
@@ -206,6 +144,9 @@ class GPT(nn.Module):
             train: Whether to drop out; needs rngs={"dropout": key}.
             segment: Document ids [B, T]; attention stays within a document.
             position: Positions [B, T] of packed documents; 0, 1, ... where None.
+            cache: Keys and values of what came before (see `init_cache`); the result is then (logits, cache with these
+                tokens' in it). There must be room for T more. `segment` and `position` are then the cache's.
+            last: Whether to give the last token's logits only, [B, 1, V].
 
         Raises:
             ValueError: If the tokens are not [B, T], or longer than the table of learned positions.
@@ -216,7 +157,7 @@ class GPT(nn.Module):
             raise ValueError(
                 f"models.GPT: tokens are {describe(tokens)}. Tried: [B, T]. Write tokens[None] for one sequence."
             )
-        if c.positions == "learned" and tokens.shape[1] > c.length:
+        if c.positions == "learned" and cache is None and tokens.shape[1] > c.length:
             raise ValueError(
                 f"models.GPT: {tokens.shape[1]} tokens for {c.length} learned positions. Tried: T <= length. "
                 f"Cut the sequences, or write GPTConfig(length={tokens.shape[1]})."
@@ -224,6 +165,8 @@ class GPT(nn.Module):
         embed = Embed(c.vocab, c.width, matmul_dtype=c.matmul_dtype, name="embed")
         x = embed(tokens)
         positions = jnp.arange(tokens.shape[1]) if position is None else position
+        if cache is not None:
+            positions = cache.positions(tokens.shape[1])
         if c.positions == "learned":
             init = declare(nn.initializers.normal(0.02), "embedding")
             table = self.param("position_embed", init, (c.length, c.width), jnp.float32)
@@ -232,19 +175,26 @@ class GPT(nn.Module):
         key = self.make_rng("dropout") if train and c.dropout else None
         if key is not None:
             x = rng.dropout(rng.named_key(key, "embed"), x, c.dropout)
+        past = (None, None) if cache is None else (cache.start, cache.filled)
+        read = cache is not None and not cache.empty
         if c.scanned:
             scan = nn.scan(
                 layer(Block),
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0),
                 length=c.layers,
             )
-            x, _ = scan(c, name="blocks")(x, jnp.arange(c.layers), key, positions, segment)
+            own = (cache.keys, cache.values) if cache is not None and read else None
+            x, new = scan(c, name="blocks")(x, jnp.arange(c.layers), key, positions, segment, past, own)
         else:
+            each = []
             for i in range(c.layers):
-                x, _ = layer(Block)(c, name=f"blocks_{i}")(x, i, key, positions, segment)
-        x = RMSNorm(name="norm_out")(x) if c.norm == "rms" else LayerNorm(use_bias=c.bias, name="norm_out")(x)
+                own = (cache.keys[i], cache.values[i]) if cache is not None and read else None
+                x, kv = layer(Block)(c, name=f"blocks_{i}")(x, i, key, positions, segment, past, own)
+                each.append(kv)
+            new = None if cache is None else tuple(zip(*each))
+        x = _norm(c, "norm_out")(x[:, -1:] if last else x)
         if c.tied:
             logits = embed.attend(x)
         else:
@@ -253,7 +203,26 @@ class GPT(nn.Module):
                 c.vocab, use_bias=False, matmul_dtype=c.matmul_dtype, role="head", kernel_init=init, name="head"
             )
             logits = head(x)
-        return sharding.constrain(logits.astype(jnp.float32), "batch", "time", "vocab")
+        logits = sharding.constrain(logits.astype(jnp.float32), "batch", "time", "vocab")
+        return logits if cache is None else (logits, cache.written(*new))
+
+
+def init_cache(config: GPTConfig, batch: int, slots: int, start: Array | None = None) -> Cache:
+    """An empty cache for `batch` texts of at most `slots` tokens.
+
+    Args:
+        config: The model's.
+        batch: B.
+        slots: Its size in tokens: padding, prompt and what is to follow.
+        start: [B], how many tokens of padding come before each text; None for none.
+    """
+    dtype = config.matmul_dtype or jnp.float32
+    shape = (batch, config.key_heads, slots, config.each)
+    if config.scanned:
+        keys, values = (jnp.zeros((config.layers, *shape), dtype) for _ in range(2))
+    else:
+        keys, values = (tuple(jnp.zeros(shape, dtype) for _ in range(config.layers)) for _ in range(2))
+    return Cache(keys, values, jnp.zeros(batch, jnp.int32) if start is None else start, 0)
 
 
 def stack_layers(params: Params) -> Params:

@@ -6,6 +6,7 @@ stores nothing that grows with T times S, and `jax.nn.dot_product_attention` ser
 generation. Positions are `rotary` and `alibi_slopes`.
 """
 
+from jaxnn.models.attention.cached import Cache as Cache
 from jaxnn.models.attention.cached import cached_attention as cached_attention
 from jaxnn.models.attention.call import attention as attention
 from jaxnn.models.attention.positions import RotaryScaling as RotaryScaling

@@ -1,33 +1,78 @@
 """Attention on a cache of keys and values, for generation."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 
 from jaxnn.models.attention.rules import Rules, allowed, default_scale, distance_bias, dot, span
 from jaxnn.typing import Array
 
 
+class Cache(NamedTuple):
+    """Keys and values of the slots that have been read, of every layer.
+
+    Example b's text begins in slot `start[b]`, so that prompts of different lengths end in one slot and all examples
+    are written and read at the same one. Heads come before slots: the products read the cache where it lies.
+
+    Attributes:
+        keys: [B, K, S, D] a layer, in a tuple, or stacked [L, B, K, S, D].
+        values: Like `keys`.
+        start: [B] int32.
+        filled: How many slots are in use: an array, or 0 for a cache that nothing was written to.
+    """
+
+    keys: Any
+    values: Any
+    start: Array
+    filled: Array | int
+
+    @property
+    def empty(self) -> bool:
+        """Whether it is known while tracing that nothing was written to it."""
+        return isinstance(self.filled, int) and self.filled == 0
+
+    def positions(self, count: int) -> Array:
+        """Positions [B, count] in their texts of the next `count` slots; 0 before a text begins."""
+        return jnp.maximum(span(self.filled, count)[None] - self.start[:, None], 0)
+
+    def written(self, keys: Any, values: Any) -> "Cache":
+        """The cache with the next slots' keys and values in it: [B, T, K, D] a layer, or stacked, like its own."""
+
+        def write(old: Array, new: Array) -> Array:
+            zero = jnp.zeros((), jnp.int32)
+            at = (zero,) * (old.ndim - 2) + (jnp.asarray(self.filled, jnp.int32), zero)
+            return lax.dynamic_update_slice(old, jnp.swapaxes(new, -2, -3).astype(old.dtype), at)
+
+        if not isinstance(self.keys, tuple):
+            count = keys.shape[-3]
+            return Cache(write(self.keys, keys), write(self.values, values), self.start, self.filled + count)
+        count = keys[0].shape[-3]
+        both = (tuple(map(write, old, new)) for old, new in ((self.keys, keys), (self.values, values)))
+        return Cache(*both, self.start, self.filled + count)
+
+
 def cached_attention(
     q: Array,
+    k: Array,
+    v: Array,
     keys: Array,
     values: Array,
     *,
-    first: Array | int,
+    filled: Array | int,
     start: Array,
     window: int | None = None,
     alibi: Array | None = None,
 ) -> Array:
-    """Causal attention of queries that stand in slots `first`, `first + 1`, ... on a cache with S slots.
-
-    Example b's text begins in slot `start[b]`: prompts of different lengths end in one slot, so that all examples are
-    written and read at the same one. The cache has its heads before its slots: the products read it where it lies.
+    """Causal attention of queries in slots `filled`, `filled + 1`, ... on the cached slots before and on their own.
 
     Args:
         q: [B, T, H, D].
-        keys: [B, K, S, D], K dividing H; those of the queries' own slots included. Its dtype is that of the products.
-        values: [B, K, S, D].
-        first: Slot of the first query, a number or an array.
+        k: [B, T, K, D], K dividing H: keys of the queries' own slots, which the cache need not have.
+        v: Like `k`.
+        keys: [B, K, S, D], the cache. Its dtype is that of the products.
+        values: Like `keys`.
+        filled: How many of the S slots are read.
         start: [B], each example's first slot; a query before it gives 0.
         window: Queries read keys less than `window` slots back; None for all.
         alibi: Slopes [H].
@@ -38,16 +83,25 @@ def cached_attention(
     (batch, queries, heads, width), key_heads, slots = q.shape, keys.shape[1], keys.shape[2]
     groups = heads // key_heads
     rules = Rules(True, window, default_scale(width), keys.dtype, True)
-    rows, columns = span(first, queries), span(0, slots)
+    own = (x.astype(keys.dtype).transpose(0, 2, 1, 3) for x in (k, v))
+    k, v = own
     merged = (q * rules.scale).astype(keys.dtype).transpose(0, 2, 1, 3).reshape(batch, key_heads, -1, width)
-    scores = dot(merged, keys, transposed=True).reshape(batch, key_heads, groups, queries, slots)
-    if alibi is not None:
-        scores = scores + distance_bias(alibi, rows, columns, groups)
-    readable: Any = allowed(rules, rows, columns, None, None, columns[None] >= start[:, None])
-    scores = jnp.where(readable, scores, -jnp.inf)
-    top = jnp.max(scores, axis=-1, keepdims=True)
-    e = jnp.exp(scores - jnp.where(top == -jnp.inf, 0, top))
+
+    def scores(k: Array, first: Array | int) -> Array:
+        s = dot(merged, k, transposed=True).reshape(batch, key_heads, groups, queries, k.shape[2])
+        rows, columns = span(filled, queries), span(first, k.shape[2])
+        if alibi is not None:
+            s = s + distance_bias(alibi, rows, columns, groups)
+        mask = columns[None] >= start[:, None]
+        if k is keys:
+            mask = mask & (columns < filled)[None]
+        return jnp.where(jnp.asarray(allowed(rules, rows, columns, None, None, mask)), s, -jnp.inf)
+
+    s = jnp.concatenate([scores(keys, 0), scores(k, filled)], axis=-1)
+    top = jnp.max(s, axis=-1, keepdims=True)
+    e = jnp.exp(s - jnp.where(top == -jnp.inf, 0, top))
     total = jnp.sum(e, axis=-1, keepdims=True)
-    y = dot(e.astype(values.dtype).reshape(batch, key_heads, -1, slots), values)
+    e = e.astype(keys.dtype).reshape(batch, key_heads, -1, slots + queries)
+    y = dot(e[..., :slots], values) + dot(e[..., slots:], v)
     y = y.reshape(batch, key_heads, groups, queries, -1) / jnp.where(total == 0, 1, total)
     return y.reshape(batch, heads, queries, -1).transpose(0, 2, 1, 3).astype(q.dtype)

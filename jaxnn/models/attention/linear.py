@@ -79,7 +79,7 @@ class _Tiled:
             rest = (-self.queries % self.rows, -self.keys % self.columns)
             wide = by_group(bias, self.heads, self.key_heads)
             self.bias = jnp.pad(wide, ((0, 0),) * 3 + ((0, rest[0]), (0, rest[1])))
-        self.pairs = tiles(self.queries, self.keys, rules.causal, rules.window)
+        self.pairs: Any = tiles(self.queries, self.keys, rules.causal, rules.window)
 
     def by_rows(self, x: Array) -> Array:
         """[B, T, H, D] as tiles [i, B, K, G, rows, D]."""
@@ -169,7 +169,7 @@ def _backward(rules: Rules, saved: tuple[Any, ...], g: Array) -> tuple[Any, ...]
     (dq, dk, dv, dbias), _ = lax.scan(visit, (jnp.zeros(t.q.shape, wide), *by_column, dbias), t.pairs)
     dq = t.whole_rows(dq) * rules.scale
     dk, dv = (_joined(x, 3, t.keys).transpose(0, 3, 1, 2) for x in (dk, dv))
-    if bias is not None:
+    if bias is not None and dbias is not None:
         dbias = dbias[..., : t.queries, : t.keys].reshape(bias.shape).astype(bias.dtype)
     return dq, dk, dv, dbias, None
 

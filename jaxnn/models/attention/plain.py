@@ -113,7 +113,9 @@ def _backward(rules: Rules, saved: Saved, g: Array) -> tuple[Any, ...]:
         dv += jnp.pad(dot(columns[1], e.reshape(merged)), rest)
     dq = jnp.concatenate(dq, axis=3).reshape(batch, -1, queries, width) * rules.scale
     dk, dv = (jnp.transpose(x, (0, 3, 1, 2)) for x in (dk, dv))
-    return dq.transpose(0, 2, 1, 3), dk, dv, None if bias is None else dbias.astype(bias.dtype), None
+    if dbias is not None:
+        dbias = dbias.astype(bias.dtype)
+    return dq.transpose(0, 2, 1, 3), dk, dv, dbias, None
 
 
 narrow.defvjp(forward, _backward)
