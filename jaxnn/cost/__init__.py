@@ -7,6 +7,7 @@ listed, never guessed.
 
 from jaxnn.cost.collectives import Collective as Collective
 from jaxnn.cost.collectives import collectives as collectives
+from jaxnn.cost.lifetimes import gathered_alive as gathered_alive
 from jaxnn.cost.memory import Memory as Memory
 from jaxnn.cost.memory import memory as memory
 from jaxnn.cost.result import Cost as Cost

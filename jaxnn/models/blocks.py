@@ -24,6 +24,17 @@ POLICIES: dict[str, Callable[..., Any]] = {
 }
 
 
+# What lies between a part of a parameter and a product that reads it. Of activations, these are cheap to do again.
+_READING = frozenset(
+    ("all_gather", "sharding_constraint", "optimization_barrier", "convert_element_type", "reshape", "transpose")
+)
+
+
+def _all_but_parameters(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Stores everything but gathered parameters; whatever is stored on the way to them would keep them."""
+    return primitive.name not in _READING
+
+
 def check_remat(name: str | None, where: str) -> None:
     """Refuses the name of a policy that there is not.
 
@@ -61,5 +72,4 @@ def layer(module: type[nn.Module]) -> Any:
     check_remat(policy, "models.layer")
     if not sharding.in_parts():
         return module if policy is None else nn.remat(module, policy=POLICIES[policy])
-    kept = POLICIES[policy] if policy else _POLICIES.save_anything_except_these_names(sharding.GATHERED)
-    return nn.remat(_anchored(module), policy=kept)
+    return nn.remat(_anchored(module), policy=POLICIES[policy] if policy else _all_but_parameters)

@@ -57,12 +57,12 @@ def split_largest(shape: tuple[int, ...], spec: P, axis: str, size: int, skip: i
         axis: The mesh axis.
         size: Its size.
         skip: Leading axes to leave alone: a loop over layers takes slices of them.
-        min_size: Smaller arrays stay whole along `axis`.
+        min_size: Arrays with fewer elements, those of a layer, stay whole along `axis`.
     """
     entries = list(padded(spec, len(shape)))
     taken = any(axis in axes_of(entry) for entry in entries)
     free = [i for i, e in enumerate(entries) if e is None and i >= skip and shape[i] and shape[i] % size == 0]
-    if size == 1 or taken or not free or math.prod(shape) < min_size:
+    if size == 1 or taken or not free or math.prod(shape[skip:]) < min_size:
         return spec
     entries[max(free, key=lambda i: shape[i])] = axis
     return trimmed(entries)
