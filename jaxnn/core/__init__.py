@@ -5,6 +5,9 @@ and write any loop around it.
 """
 
 from jaxnn.core.init import roles as roles
+from jaxnn.core.precision import Precision as Precision
+from jaxnn.core.precision import in_precision as in_precision
+from jaxnn.core.settings import Step as Step
 from jaxnn.core.state import State as State
 from jaxnn.core.state import init_state as init_state
 from jaxnn.core.step import make_train_step as make_train_step

@@ -21,6 +21,15 @@ def _count(value: Array) -> Array:
     return jnp.sum(~jnp.isfinite(value)).astype(jnp.float32)
 
 
+def everywhere(values: PyTree) -> Array:
+    """Whether all floating elements of all leaves are finite: bool scalar."""
+    floats = [x for x in jax.tree.leaves(values) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    found = jnp.ones((), bool)
+    for x in floats:
+        found = found & jnp.all(jnp.isfinite(x))
+    return found
+
+
 def counts(kind: str, values: PyTree) -> dict[str, Mean]:
     """The number of non-finite elements of each leaf, by kind and path."""
     one = jnp.ones((), jnp.float32)

@@ -9,18 +9,19 @@ update gives the exact gradient. Means are never averaged.
 import contextlib
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxnn import tree
-from jaxnn.core import finite
+from jaxnn.core import finite, micro
 from jaxnn.core.init import roles
-from jaxnn.core.parts import given_whole
+from jaxnn.core.precision import in_precision
+from jaxnn.core.settings import PLAIN, Step, check_accumulates, check_scales, scale_of
 from jaxnn.core.state import State, abstract, check_same, complete, reported
-from jaxnn.core.task import Task
+from jaxnn.core.task import SKIPPED, Task
 from jaxnn.optim import apply_updates
 from jaxnn.typing import Array, Batch, Loss, Mean, ModelState, Params, PyTree, Resident, Strategy, Sums
 
@@ -33,40 +34,77 @@ def _objective(loss: Loss) -> tuple[Array, dict[str, Mean]]:
     return scalar, {"loss": Mean(scalar, weight), **loss.sums}
 
 
-def make_grad_fn(task: Task, *, debug: bool = False) -> Callable[..., tuple[PyTree, Sums, ModelState]]:
+class Carried(NamedTuple):
+    """What a scaled step has in place of a model state, on its way to the examples.
+
+    Attributes:
+        model_state: That of the task.
+        scale: What the loss is multiplied by, float32 scalar.
+    """
+
+    model_state: ModelState
+    scale: Array
+
+
+def make_grad_fn(
+    task: Task, settings: Step = PLAIN, *, debug: bool = False
+) -> Callable[..., tuple[PyTree, Sums, ModelState]]:
     """`grad_fn(params, model_state, batch, key) -> (grads, sums, model_state)` over the caller's examples; never
-    divides."""
+    divides. Under a loss scale it takes `Carried` for the model state, and the gradients are times the scale."""
 
-    task_loss = given_whole(task.loss)
+    task_loss = settings.loss_of(in_precision(task, settings.precision))
 
-    def grad_fn(params: Params, model_state: ModelState, batch: Batch, key: Array) -> tuple[PyTree, Sums, ModelState]:
+    def of(
+        params: Params, model_state: ModelState, batch: Batch, key: Array, scale: Array | None
+    ) -> tuple[PyTree, Sums, ModelState]:
         def objective(p: Params) -> tuple[Array, tuple[dict[str, Mean], ModelState]]:
             with finite.layers() if debug else contextlib.nullcontext({}) as layers:
                 loss = task_loss(p, model_state, batch, key, True)
             scalar, sums = _objective(loss)
+            if scale is not None:
+                # Of the mean, or many examples would overflow what one does not.
+                scalar = scalar * (scale / _divisor(sums["loss"].weight)).astype(scalar.dtype)
             return scalar, (sums | layers, loss.model_state)
 
         grads, (sums, new_state) = jax.grad(objective, has_aux=True)(params)
+        if scale is not None:
+            grads = jax.tree.map(lambda g: g * _divisor(sums["loss"].weight).astype(g.dtype), grads)
         if debug:
             sums = sums | finite.counts("params", params) | finite.counts("grads", grads)
         return grads, sums, new_state
 
+    def grad_fn(params: Params, model_state: ModelState, batch: Batch, key: Array) -> tuple[PyTree, Sums, ModelState]:
+        scale = None
+        if settings.scaled:
+            model_state, scale = model_state
+        part = lambda state, rows: of(params, state, rows, key, scale)  # noqa: E731
+        return micro.add_up(part, params, model_state, batch, settings.accumulate)
+
     return grad_fn
 
 
-def make_value_fn(task: Task, *, train: bool) -> Callable[..., Sums]:
+def _divisor(weight: Array) -> Array:
+    return jnp.where(weight > 0, weight, 1)
+
+
+def make_value_fn(task: Task, settings: Step = PLAIN, *, train: bool) -> Callable[..., Sums]:
     """`value_fn(params, model_state, batch, key) -> sums` without gradients: for line searches, and for evaluation."""
 
-    task_loss = given_whole(task.loss)
+    task_loss = settings.loss_of(in_precision(task, settings.precision))
 
     def value_fn(params: Params, model_state: ModelState, batch: Batch, key: Array) -> Sums:
-        return _objective(task_loss(params, model_state, batch, key, train))[1]
+        def part(state: ModelState, rows: Batch) -> tuple[tuple[()], Sums, ModelState]:
+            loss = task_loss(params, state, rows, key, train)
+            return (), _objective(loss)[1], loss.model_state
+
+        state = model_state.model_state if settings.scaled else model_state
+        return micro.add_up(part, (), state, batch, settings.accumulate)[1]
 
     return value_fn
 
 
 def make_update_fn(
-    tx: optax.GradientTransformation, *, grad_norm: bool, never_empty: bool = False
+    tx: optax.GradientTransformation, settings: Step = PLAIN, *, grad_norm: bool, never_empty: bool = False
 ) -> Callable[..., tuple[State, Sums]]:
     """`update_fn(state, grads, sums, model_state, value_fn) -> (state, sums)` on global views.
 
@@ -75,8 +113,13 @@ def make_update_fn(
     With `grad_norm` the global norm of the gradients is reported; it keeps XLA from fusing a gradient's product with
     the update, which costs SGD on a small network 45 % of a step on CPU. With `never_empty` the total weight is taken
     to be positive, which saves Adam on a small network 17 %: XLA keeps the old state beside the new one otherwise.
+
+    A step to be skipped is told by the loss, the gradients and the model state of all devices together, so that all
+    decide alike. The optimizer is then given zeros, and what it makes of them is dropped. Where it adapts a loss scale,
+    it is given what overflowed, and only its state is kept.
     """
     transform = optax.with_extra_args_support(tx)
+    skips, scaled = settings.nonfinite == "skip", settings.scaled
 
     def update_fn(
         state: State, grads: PyTree, sums: Sums, model_state: ModelState, value_fn: Callable[[Params], Array]
@@ -86,40 +129,65 @@ def make_update_fn(
         # float64 where it is enabled: a float32 reciprocal would cost float64 gradients half their digits.
         inverse = jnp.where(some, 1 / jnp.where(some, loss.weight, 1).astype(float), 0)
         grads = jax.tree.map(lambda g: g * inverse.astype(g.dtype), grads)
+        old_state, plain, done, adapts = state.model_state, grads, some, some
+        if scaled:
+            old_state, scale = state.model_state
+            plain = jax.tree.map(lambda g: g * (1 / scale).astype(g.dtype), grads)
+        if skips or scaled:
+            sound = finite.everywhere((loss, model_state))
+            done = some & sound & finite.everywhere(grads)
+            adapts = (some & sound if skips else some) if scaled else done
+            plain = _or_zero(done, plain)
+            grads = grads if scaled else plain
         updates, opt_state = transform.update(
             grads,
             state.opt_state,
             state.params,
             value=loss.sum * inverse.astype(loss.sum.dtype),
-            grad=grads,
+            grad=plain,
             value_fn=value_fn,
             aux=sums,
         )
         params = apply_updates(state.params, updates)
 
-        def keep(new: PyTree, old: PyTree) -> PyTree:
-            return new if never_empty else jax.tree.map(lambda n, o: jnp.where(some, n, o), new, old)
+        def keep(new: PyTree, old: PyTree, moves: Array) -> PyTree:
+            if never_empty and moves is some:
+                return new
+            return jax.tree.map(lambda n, o: jnp.where(moves, n, o), new, old)
 
         one = jnp.ones((), jnp.float32)
-        own = {name: Mean(jnp.asarray(value, jnp.float32), one) for name, value in reported(opt_state).items()}
-        report = {**sums, **({"grad_norm": Mean(tree.global_norm(grads), one)} if grad_norm else {}), **own}
+        new_opt_state = keep(opt_state, state.opt_state, adapts)
+        told = opt_state if adapts is some else new_opt_state
+        own = {name: Mean(jnp.asarray(value, jnp.float32), one) for name, value in reported(told).items()}
+        report = {**sums, **({"grad_norm": Mean(tree.global_norm(plain), one)} if grad_norm else {})}
+        if skips:
+            report = _or_zero(done, report)
+        elif scaled and grad_norm:
+            report["grad_norm"] = _or_zero(done, report["grad_norm"])
+        if skips or scaled:
+            own[SKIPPED] = Mean((some & ~done).astype(jnp.float32), one)
         new = State(
-            step=state.step + some.astype(jnp.int32),
+            step=state.step + done.astype(jnp.int32),
             data_step=state.data_step + 1,
-            params=keep(params, state.params),
-            model_state=keep(model_state, state.model_state),
-            opt_state=keep(opt_state, state.opt_state),
+            params=keep(params, state.params, done),
+            model_state=keep(model_state, old_state, done),
+            opt_state=new_opt_state,
             key=state.key,
         )
-        return new, report
+        return new, {**report, **own}
 
     return update_fn
+
+
+def _or_zero(good: Array, values: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.where(good, x, jnp.zeros_like(x)), values)
 
 
 def make_step(
     task: Task,
     tx: optax.GradientTransformation,
     strategy: Strategy,
+    settings: Step = PLAIN,
     *,
     grad_norm: bool = False,
     debug: bool = False,
@@ -129,10 +197,14 @@ def make_step(
 
     `never_empty` promises that every batch has a positive total weight; see `make_update_fn`.
     """
-    update_fn = make_update_fn(tx, grad_norm=grad_norm, never_empty=never_empty)
-    inner = strategy.make_step(make_grad_fn(task, debug=debug), update_fn, make_value_fn(task, train=True))
+    update_fn = make_update_fn(tx, settings, grad_norm=grad_norm, never_empty=never_empty)
+    grad_fn, value_fn = make_grad_fn(task, settings, debug=debug), make_value_fn(task, settings, train=True)
+    inner = strategy.make_step(grad_fn, update_fn, value_fn)
 
     def step(state: State, batch: Batch) -> tuple[State, Sums]:
+        check_scales(state.opt_state, settings)
+        if settings.scaled:
+            state = state._replace(model_state=Carried(state.model_state, scale_of(state.opt_state)))
         with tree.declaring(lambda: roles(task, batch)):
             return inner(state, batch)
 
@@ -158,6 +230,7 @@ def make_train_step(
     tx: optax.GradientTransformation,
     *,
     strategy: Strategy,
+    step: Step = PLAIN,
     grad_norm: bool = False,
     debug: bool = False,
 ) -> Callable[[State, Batch], tuple[State, Sums]]:
@@ -170,35 +243,38 @@ def make_train_step(
         task: What is learned.
         tx: An optax gradient transformation.
         strategy: How the step is spread over devices.
+        step: Gradient accumulation, precision, rematerialisation, and what is done where something is not finite.
         grad_norm: Also report the global norm of the gradients.
         debug: Also report the number of non-finite elements of each parameter and gradient, and of what
             goes into and comes out of each Linen layer.
 
     Raises:
         TypeError: If the step would change the state's shapes or dtypes.
-        ValueError: If the batch does not divide over the devices.
+        ValueError: If the batch does not divide over the devices, or there into micro-batches.
     """
-    inner = make_step(task, tx, strategy, grad_norm=grad_norm, debug=debug)
+    settings = step
+    inner = make_step(task, tx, strategy, settings, grad_norm=grad_norm, debug=debug)
 
-    def step(state: State, batch: Batch) -> tuple[State, Sums]:
+    def blanked(state: State, batch: Batch) -> tuple[State, Sums]:
         return inner(state, blank_padding(batch))
 
-    compiled = strategy.compile_step(step)
+    compiled = strategy.compile_step(blanked)
     checked: list[bool] = []
 
     def train_step(state: State, batch: Batch) -> tuple[State, Sums]:
         batch = complete(batch)
-        check_divides(batch["mask"].shape[0], strategy, "train.make_train_step")
+        check_divides(batch["mask"].shape[0], strategy, "train.make_train_step", settings)
         if not checked:
-            check_step(trace_step(step, state, batch, strategy), state)
+            check_step(trace_step(blanked, state, batch, strategy), state)
             checked.append(True)
         return compiled(state, strategy.put_batch(batch))
 
     return train_step
 
 
-def check_divides(batch_size: int, strategy: Strategy, where: str) -> None:
-    """Refuses a global batch that is not a multiple of the parts that the strategy splits it into.
+def check_divides(batch_size: int, strategy: Strategy, where: str, settings: Step = PLAIN) -> None:
+    """Refuses a global batch that is not a multiple of the parts that the strategy splits it into, or of which a part
+    does not divide into micro-batches.
 
     Raises:
         ValueError: Naming both numbers.
@@ -211,6 +287,7 @@ def check_divides(batch_size: int, strategy: Strategy, where: str) -> None:
             f"{where}: a global batch of {batch_size} examples does not divide over {n} {parts}. "
             f"Use a multiple of {n}: {near}, say."
         )
+    check_accumulates(batch_size, n, settings, where)
 
 
 def trace_step(step: Callable[..., Any], state: State, batch: Batch, strategy: Strategy) -> Any:

@@ -15,9 +15,11 @@ from jaxnn import metrics as metrics_room
 from jaxnn import rng, tree
 from jaxnn.core import display
 from jaxnn.core.parts import given_whole, read_all, reading_modules, reads_parts
+from jaxnn.core.precision import computes, follows
 from jaxnn.typing import Array, Batch, Loss, Mean, ModelState, Params, PyTree
 
-REPORTED = ("loss", "grad_norm", "step", "epoch", "partial")  # by fit itself
+SKIPPED = "skipped_steps"  # of a row: how many were left out
+REPORTED = ("loss", "grad_norm", "step", "epoch", "partial", SKIPPED)  # by fit itself
 Values = Callable[[Any, Any], Any]  # (outputs, targets) -> values [B, ...]
 
 
@@ -61,6 +63,8 @@ class Task:
         metric = self.metrics.get(name)
         if metric is not None:
             return metric.finish(mean)
+        if name == SKIPPED:
+            return float(mean.sum)
         return float(mean.sum / mean.weight) if mean.weight else float("nan")
 
 
@@ -107,8 +111,9 @@ def _build(
         if name in REPORTED or name.startswith(("val_", "nonfinite")):
             raise ValueError(f"Task: a metric cannot be called {name!r}: fit reports that itself. Choose another name.")
 
-    apply = given_whole(apply)
+    apply = computes(given_whole(apply), about["inputs"])
 
+    @follows
     @reads_parts
     def task_loss(params: Params, model_state: ModelState, batch: Batch, key: Array, train: bool) -> Loss:
         outputs, new_state = apply(params, model_state, batch, key, train)
@@ -122,6 +127,7 @@ def _build(
     # On the function, so that a task that replaces its loss does not have it.
     setattr(task_loss, "weighs_mask", True)  # noqa: B010
 
+    @follows
     @reads_parts
     def predict(params: Params, model_state: ModelState, batch: Batch) -> PyTree:
         return apply(params, model_state, batch, None, False)[0]

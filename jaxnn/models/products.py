@@ -4,7 +4,10 @@ bfloat16 operands in products are the one place where narrow arithmetic pays on 
 there than float32. The forms below are the ones that XLA:CPU was measured to run, and to run fast.
 """
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,6 +15,40 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnn.typing import Array
+
+
+_operands: contextvars.ContextVar[tuple[Any, list[str]] | None] = contextvars.ContextVar(
+    "jaxnn_operands", default=None
+)
+
+
+@contextlib.contextmanager
+def operands(dtype: Any) -> Iterator[list[str]]:
+    """While tracing inside, products that are given no dtype of their own cast their operands to `dtype`.
+
+    What it gives holds an entry a product that did so.
+    """
+    found: list[str] = []
+    token = _operands.set((dtype, found))
+    try:
+        yield found
+    finally:
+        _operands.reset(token)
+
+
+def operand_dtype(own: Any, x: Array, name: str = "matmul") -> Any:
+    """The dtype of a product's operands: its own, the one in force, that of `x` where it is narrow; None for `x`'s.
+
+    A narrow `x` is told apart from a wide one because XLA:CPU cannot run every plain product of narrow operands.
+    """
+    if own is not None:
+        dtype = jnp.dtype(own)
+    elif (current := _operands.get()) is not None:
+        dtype = jnp.dtype(current[0])
+        current[1].append(name)
+    else:
+        dtype = x.dtype
+    return dtype if dtype.itemsize < 4 and jnp.issubdtype(dtype, jnp.floating) or own is not None else None
 
 
 def narrow_dot(a: Array, b: Array, dimensions: Any) -> Array:
@@ -58,11 +95,13 @@ def matmul(x: Array, w: Array, dtype: Any = None) -> Array:
     Args:
         x: [..., K].
         w: [K, N].
-        dtype: Of the operands; None for the plain product in the dtype of `x`.
+        dtype: Of the operands; None for what `operands` has put in force, else the dtype of `x`.
 
     Returns:
         [..., N], float32 where `dtype` is given, else in the dtype of `x`.
     """
-    if dtype is None:
+    narrow = operand_dtype(dtype, x)
+    if narrow is None:
         return jnp.matmul(x, w.astype(x.dtype))
-    return _narrow_matmul(jnp.dtype(dtype), x.astype(jnp.float32), w.astype(jnp.float32))
+    y = _narrow_matmul(narrow, x.astype(jnp.float32), w.astype(jnp.float32))
+    return y if dtype is not None else y.astype(x.dtype)

@@ -5,10 +5,13 @@ host, and it lets hooks act only at steps that they named beforehand, so that a 
 killed and resumed. What a user needs of the core is re-exported here.
 """
 
+from jaxnn.core import Precision as Precision
 from jaxnn.core import State as State
+from jaxnn.core import Step as Step
 from jaxnn.core import Task as Task
 from jaxnn.core import from_functions as from_functions
 from jaxnn.core import from_nnx as from_nnx
+from jaxnn.core import in_precision as in_precision
 from jaxnn.core import init_state as init_state
 from jaxnn.core import make_train_step as make_train_step
 from jaxnn.core import roles as roles

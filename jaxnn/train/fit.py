@@ -8,8 +8,8 @@ from typing import Any
 
 import optax
 
-from jaxnn import bench, optim, tree
-from jaxnn.core import Task, roles
+from jaxnn import bench, optim, parallel, tree
+from jaxnn.core import Step, Task, roles
 from jaxnn.runs import write_summary
 from jaxnn.train import population as populations
 from jaxnn.train import resumed
@@ -33,6 +33,7 @@ def fit(
     epochs: int | None = None,
     seed: int = 0,
     strategy: Strategy | None = None,
+    step: Step | None = None,
     validation: Source | None = None,
     validate_every: int | None = None,
     hooks: Sequence[Hook] = (),
@@ -59,6 +60,8 @@ def fit(
         epochs: How many passes over the data.
         seed: The only source of randomness.
         strategy: How the step is spread over devices; by default one device.
+        step: Gradient accumulation, precision, rematerialisation, and what is done where something is not finite.
+            Validation and `run.task` have the precision, too.
         validation: Held-out data; its values are reported as "val_...".
         validate_every: Data steps between validations; by default an epoch, or a tenth of `steps`.
         hooks: What else happens; see `train.Hook`.
@@ -94,6 +97,7 @@ def fit(
         seed=seed,
         strategy=strategy,
         validation=validation,
+        step=step,
         validate_every=validate_every,
         hooks=hooks,
         out=out,

@@ -11,7 +11,8 @@ import numpy as np
 import optax
 
 from jaxnn import cost, optim, parallel, rng, tree
-from jaxnn.core import State, Task, init_state, roles
+from jaxnn.core import State, Step, Task, init_state, roles
+from jaxnn.core.precision import in_precision
 from jaxnn.core.state import abstract
 from jaxnn.core.step import dispatch_steps, make_step
 from jaxnn.data import host_batch, order
@@ -30,10 +31,14 @@ FREE = (
     "fit.epochs",
     "fit.strategy",
     "fit.devices",
+    "fit.remat",
+    "fit.nonfinite",
     "config.out",
     "config.resume",
     "config.strategy",
     "config.devices",
+    "config.remat",
+    "config.nonfinite",
     "config.profile",
 )
 
@@ -57,6 +62,7 @@ class Prepared:
         changed: What a resumed run changes of it.
         batch: An example batch.
         ids: The order of examples, `(data_step, count) -> [count, B]`.
+        settings: Of the step.
         step: The traceable step.
         shapes: Shapes and dtypes of the state.
         sums: Shapes and dtypes of what the step reports.
@@ -83,6 +89,7 @@ class Prepared:
     batch: Batch
     ids: Callable[[int, int], np.ndarray]
     step: Callable[..., Any]
+    settings: Step
     shapes: State
     sums: Any
     resident: Resident | None
@@ -115,6 +122,7 @@ class Prepared:
             traced=tuple(driven.traced),
         )
 
+            settings=self.settings,
     def windows(self) -> Windows | populations.PopulationWindows:
         """What makes rows of the sums."""
         numbers = (self.plan.log_every, self.plan.epoch, self.task.finish)
@@ -156,6 +164,7 @@ def prepare(
     strategy: Strategy | None,
     validation: Source | None,
     validate_every: int | None,
+    step: Step | None,
     hooks: Sequence[Hook],
     out: str | os.PathLike[str] | None,
     resume: bool,
@@ -175,15 +184,18 @@ def prepare(
     checks.is_task(WHERE, task)
     checks.is_optimizer(WHERE, tx)
     checks.is_source(WHERE, "the data", source)
+    settings = Step() if step is None else step
     strategy = strategy if strategy is not None else parallel.single()
     checks.is_strategy(WHERE, strategy)
     one = strategy  # what one step runs under
     if population is not None:
         setting_checks.population(WHERE, population, hooks, debug)
+    setting_checks.step(WHERE, settings, debug)
+    task = in_precision(task, settings.precision)
         one = parallel.single(strategy.devices[0])
         strategy = parallel.members(strategy, len(population), populations.AXES)
     n = len(source)
-    size = setting_checks.batch_size(WHERE, batch_size, n, one)
+    size = setting_checks.batch_size(WHERE, batch_size, n, one, settings)
     epoch = order.steps_per_epoch(n, size)
     total = setting_checks.duration(WHERE, steps, epochs, epoch)
     seed = rng.check_seed(seed, WHERE)
@@ -229,12 +241,13 @@ def prepare(
         resident = _resident(source, dispatch, strategy, recorded)
         # Every batch that `fit` builds has an example that is no padding.
         full = task.weighs_mask and "weights" not in batch
-        step = engine.scalars(make_step(task, tx, one, grad_norm=log.grad_norm, debug=debug, never_empty=full))
+        run_step = make_step(task, tx, one, settings, grad_norm=log.grad_norm, debug=debug, never_empty=full)
+        run_step = engine.scalars(run_step)
         with tree.declaring(declared):
             shapes = _state_shapes(tx, variables)
         if population is not None:
-            step, shapes = populations.vmapped(step), populations.shapes(shapes, population)
-        traced, sums = checks.traced_step(WHERE, step, shapes, batch, strategy)
+            run_step, shapes = populations.vmapped(run_step), populations.shapes(shapes, population)
+        traced, sums = checks.traced_step(WHERE, run_step, shapes, batch, strategy)
         k_max = (dispatch.most or recorded.get("k_max") or dispatch_steps(size, sums)) if resident is not None else 1
 
         every_hook: list[Hook] = []
@@ -259,7 +272,7 @@ def prepare(
             "resident": resident is not None,
             "k_max": k_max,
             "debug": debug,
-        }
+        } | settings.facts()
         if save.best:
             facts |= {"best": save.best, "best_mode": direction(WHERE, save.best, save.best_mode, "best_mode")}
         if population is not None:
@@ -291,7 +304,8 @@ def prepare(
         changed=changed,
         batch=batch,
         ids=ids,
-        step=step,
+        settings=settings,
+        step=run_step,
         shapes=shapes,
         sums=sums,
         resident=resident,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import optax
 
 from jaxnn import metrics, tree
-from jaxnn.core import State, Task
+from jaxnn.core import State, Step, Task
 from jaxnn.optim.population import Population
 from jaxnn.report import html_table, sparkline
 from jaxnn.runs import RunFolder, curves
@@ -34,6 +34,7 @@ class Conditions:
         steps: Data steps done by this call.
         dispatches: In how many dispatches.
         traced: The batches that the step was traced for, each as text; of streamed data, else none.
+        settings: Of the step.
     """
 
     tx: optax.GradientTransformation
@@ -46,6 +47,7 @@ class Conditions:
     steps: int
     dispatches: int
     traced: tuple[str, ...]
+    settings: Step
 
 
 @dataclasses.dataclass

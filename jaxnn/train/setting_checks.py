@@ -6,7 +6,7 @@ from typing import Any
 import optax
 
 from jaxnn import optim
-from jaxnn.core import State
+from jaxnn.core import State, Step
 from jaxnn.core.step import check_divides
 from jaxnn.runs import RunFolder
 from jaxnn.train.checks import given, whole
@@ -27,14 +27,28 @@ def duration(where: str, steps: Any, epochs: Any, epoch: int) -> int:
     return whole(where, "epochs", epochs, 1, "It counts passes over the data.") * epoch
 
 
-def batch_size(where: str, value: Any, n: int, strategy: Strategy) -> int:
-    """A global batch size that the data has and the devices divide."""
+def step(where: str, settings: Any, debug: bool) -> None:
+    """Refuses what are no settings of a step, and a debug run that would leave out what it looks for."""
+    if not isinstance(settings, Step):
+        raise TypeError(
+            f"{where}: step must be a train.Step, got {settings!r:.60}. Write step=train.Step(accumulate=4); the "
+            "number of steps is steps=."
+        )
+    if debug and settings.nonfinite == "skip":
+        raise ValueError(
+            f"{where}: debug=True looks for what is not finite, and nonfinite='skip' leaves such steps out. Write one "
+            "of them."
+        )
+
+
+def batch_size(where: str, value: Any, n: int, strategy: Strategy, settings: Step) -> int:
+    """A global batch size that the data has, the devices divide, and their part the micro-batches."""
     size = whole(where, "batch_size", value, 1, "It counts the examples of a step, over all devices.")
     if size > n:
         raise ValueError(
             f"{where}: batch_size {size} is larger than the data ({n} examples). Use at most {n} (full batch)."
         )
-    check_divides(size, strategy, where)
+    check_divides(size, strategy, where, settings)
     return size
 
 

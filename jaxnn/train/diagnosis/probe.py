@@ -155,7 +155,7 @@ class Probe:
 
     @functools.cached_property
     def _trial(self) -> Any:
-        task, tx, device = self.task, self.conditions.tx, self._device
+        task, tx, device, settings = self.task, self.conditions.tx, self._device, self.conditions.settings
 
         def run(state: State, batches: Any, factor: Any) -> Any:
             inner = optax.with_extra_args_support(tx)
@@ -164,7 +164,7 @@ class Probe:
                 updates, state = inner.update(updates, state, params, **extra_args)
                 return jax.tree.map(lambda u: u * factor.astype(u.dtype), updates), state
 
-            step = make_step(task, optax.GradientTransformationExtraArgs(inner.init, update), device)
+            step = make_step(task, optax.GradientTransformationExtraArgs(inner.init, update), device, settings)
 
             def body(state: State, batch: Any) -> Any:
                 state, sums = step(state, batch)
@@ -212,5 +212,5 @@ class Probe:
     @functools.cached_property
     def cost(self) -> cost.Cost:
         """What a step costs; compiles nothing."""
-        step = make_step(self.task, self.conditions.tx, self._device)
+        step = make_step(self.task, self.conditions.tx, self._device, self.conditions.settings)
         return cost.of(step, abstract(self._last), abstract(self.batch), compile=False)
