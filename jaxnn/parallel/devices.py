@@ -10,14 +10,14 @@ RENDEZVOUS_THREADS = 32
 
 
 def force_host_devices(count: int) -> None:
-    """Makes the CPU backend show `count` devices. Call it before anything asks JAX for a device.
+    """Makes the CPU backend show `count` devices, or more where it has them already. Call it before anything asks JAX for a device.
 
     Sets the thread pool (`NPROC`) large enough that collectives of forced devices cannot deadlock. Does nothing for
     accelerators, whose devices are what they are.
 
     Raises:
         ValueError: If `count` < 1.
-        RuntimeError: If JAX has already started its backend with another number of devices.
+        RuntimeError: If JAX has already started its backend with fewer devices.
     """
     if count < 1:
         raise ValueError(f"parallel.force_host_devices: count must be at least 1, got {count}.")
@@ -26,7 +26,7 @@ def force_host_devices(count: int) -> None:
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError as error:
-        if len(jax.devices("cpu")) == count:
+        if len(jax.devices("cpu")) >= count:
             return
         raise RuntimeError(
             f"parallel.force_host_devices: JAX already started with {len(jax.devices('cpu'))} CPU devices, "
