@@ -21,6 +21,7 @@ from jaxnn.parallel.members import members as members
 from jaxnn.parallel.mesh import mesh as mesh
 from jaxnn.parallel.partitioned import Partitioned as Partitioned
 from jaxnn.parallel.placing import batch_part as batch_part
+from jaxnn.parallel.placing import collect as collect
 from jaxnn.parallel.placing import fetch as fetch
 from jaxnn.parallel.placing import place as place
 from jaxnn.parallel.placing import place_batch_rows as place_batch_rows

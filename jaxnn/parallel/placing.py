@@ -17,12 +17,13 @@ from jaxnn.typing import PyTree
 
 def process_count() -> int:
     """Processes of the job; 1 where there is no other."""
-    return jax.process_count()
+    # Not before a job is joined: the question would start the backend.
+    return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def process_index() -> int:
     """This process's number among `process_count()`; number 0 writes files and talks."""
-    return jax.process_index()
+    return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
 def place(value: PyTree, sharding: Any, *, alias: bool = False) -> PyTree:
@@ -125,6 +126,22 @@ def fetch(value: PyTree) -> PyTree:
         if isinstance(x, jax.Array) and here(x):
             x.copy_to_host_async()
     return jax.tree.map(lambda x: np.asarray(x) if here(x) else _gathered(x), value)
+
+
+def collect(value: PyTree) -> PyTree:
+    """`value` with leaves that are split over processes as NumPy arrays on process 0, and None on the others;
+    collective.
+
+    One leaf at a time is whole on every host; process 0 holds all of them.
+    """
+
+    def whole(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return x
+        found = _gathered(x)
+        return found if process_index() == 0 else None
+
+    return jax.tree.map(whole, value)
 
 
 def _gathered(x: jax.Array) -> np.ndarray:

@@ -76,6 +76,8 @@ def initialize(
         raise ValueError(_failed(given, seconds, error)) from error
     if process_count() > 1:
         sys.excepthook = _fail
+        if not faulthandler.is_enabled():
+            faulthandler.enable()  # JAX ends a process whose job is lost by SIGABRT
     if hasattr(signal, "SIGUSR1"):
         faulthandler.register(signal.SIGUSR1, all_threads=True)
     beats.start()
@@ -174,8 +176,11 @@ def _failed(given: tuple[str, int, int] | None, seconds: float, error: Exception
 def leave(status: int) -> NoReturn:
     """Ends this process of a job at once.
 
-    An ordinary exit waits for the other processes, which may be waiting for this one.
+    An ordinary exit waits for the other processes, which may be waiting for this one. Process 0 holds the job together:
+    it gives the others a second to say what they have to say.
     """
+    if process_count() > 1 and process_index() == 0:
+        time.sleep(1.0)
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -23,6 +23,7 @@ from jaxnn.runs.comparison import comparison_page as comparison_page
 from jaxnn.runs.environment import fingerprint as fingerprint
 from jaxnn.runs.folder import RunFolder as RunFolder
 from jaxnn.runs.folder import config_changes as config_changes
+from jaxnn.runs.follower import Follower as Follower
 from jaxnn.runs.journal import Journal as Journal
 from jaxnn.runs.logs import MetricFile as MetricFile
 from jaxnn.runs.logs import TensorBoard as TensorBoard

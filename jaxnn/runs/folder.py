@@ -29,7 +29,10 @@ class RunFolder:
         timing: `timing.jsonl`, what the clock says.
         journal: `journal.jsonl`, events.
         report: Path of `report.html`.
+        writes: Whether this process writes it; the others of its job follow (`Follower`).
     """
+
+    writes = True
 
     def __init__(self, path: Path, config: dict[str, Any], lock: FolderLock | None = None):
         self.path, self.config, self._lock = path, config, lock

@@ -56,7 +56,8 @@ def write_summary(folder: RunFolder, params: PyTree, *, sections: Sequence[Secti
         params: The parameters, or their shapes; their values are not looked at.
         sections: What the experiment adds, shown after the curves.
     """
-    summary_page(read_record(folder.path), params, sections=sections).write(folder.report)
+    if folder.writes:
+        summary_page(read_record(folder.path), params, sections=sections).write(folder.report)
 
 
 def summary_page(record: Record, params: PyTree, *, sections: Sequence[Section] = ()) -> Page:

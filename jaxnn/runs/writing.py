@@ -83,7 +83,7 @@ def write(temporary: Path, step: int, arrays: dict[str, np.ndarray], extra: str,
     items: dict[str, Any] = {"manifest": ocp.args.JsonSave(manifest), "extra": ocp.args.JsonSave(json.loads(extra))}
     if full := {name: a for name, a in arrays.items() if a.size}:
         items["arrays"] = ocp.args.PyTreeSave(full)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with stored.checkpointer() as checkpointer:
         checkpointer.save(temporary, args=ocp.args.Composite(**items))
     for path in [p for p in temporary.rglob("*") if p.is_file()]:
         with open(path, "rb") as file:

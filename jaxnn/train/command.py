@@ -1,5 +1,6 @@
 """Running an experiment as a command: config from arguments, errors in a line, interruption as an exit code."""
 
+import dataclasses
 import os
 import re
 import shlex
@@ -8,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxnn import parallel
 from jaxnn.runs import Section, write_summary
 from jaxnn.train.run import Interrupted, Run
 
@@ -15,12 +17,26 @@ from jaxnn.train.run import Interrupted, Run
 _ROOMS = "train|data|losses|metrics|models|layers|optim|parallel|runs|core|tree|rng|sharding|cost|bench|report"
 _OURS = re.compile(rf"(({_ROOMS})\.\w[\w.]*|Task|batch): ")
 USAGE = 2
+JOB, RESUME = "JAXNN_JOB", "JAXNN_RESUME"  # set by `jaxnn launch`
 
 
-def run_folder(name: str, out: str | None = None, resume: bool = False) -> Path:
-    """Where an experiment's run goes: `out`; else the next free `runs/NAME-001`, or to resume, the newest there is."""
+def run_folder(name: str, out: str | None = None, resume: bool | str = False) -> Path:
+    """Where an experiment's run goes: `out`; else the next free `runs/NAME-001`, or to resume, the newest there is.
+
+    The processes of a job take what process 0 finds, and a job that `jaxnn launch` starts again what it found first.
+    """
     if out is not None:
         return Path(out)
+    note = Path(os.environ[JOB]) / "run" if JOB in os.environ else None
+    if note is not None and (told := parallel.agree(note.read_text() if note.is_file() else None)) is not None:
+        return Path(told)
+    found = Path(parallel.agree(str(_free_folder(name, bool(resume)))))
+    if note is not None and parallel.process_index() == 0:
+        note.write_text(str(found))
+    return found
+
+
+def _free_folder(name: str, resume: bool) -> Path:
     endings = [path.name.removeprefix(f"{name}-") for path in Path("runs").glob(f"{name}-*")]
     last = max((int(ending) for ending in endings if ending.isdigit()), default=0)
     return Path("runs") / f"{name}-{last if resume and last else last + 1:03d}"
@@ -52,6 +68,8 @@ def conclude(run: Run, result: Mapping[str, float], *sections: Section) -> dict[
         `result`, as floats.
     """
     values = {name: float(value) for name, value in result.items()}
+    if run.folder is not None and not run.folder.writes:
+        return values
     print("  ".join(f"{name} {value:.4g}" for name, value in values.items()))
     if run.stopped is not None:
         print(f"stopped: {run.stopped}")
@@ -67,6 +85,9 @@ def command(main: Callable[[Any], Any], config: type, argv: list[str] | None = N
     What the library refuses is printed as one line, exit code 2. A run interrupted by Ctrl-C or SIGTERM has been saved;
     the command that goes on with it is printed, exit code 128 + the signal's number. Everything else is raised.
 
+    A process of a job (`parallel.initialize`) joins it first. With `JAXNN_RESUME=auto` in the environment a run that
+    the folder holds is gone on with, as if `--resume` had been given.
+
     Args:
         main: The experiment.
         config: A dataclass; its fields' comments become the help.
@@ -74,10 +95,15 @@ def command(main: Callable[[Any], Any], config: type, argv: list[str] | None = N
     """
     import tyro
 
-    settings = tyro.cli(config, args=argv)
+    settings: Any = tyro.cli(config, args=argv)
     try:
+        parallel.initialize()
+        if os.environ.get(RESUME) == "auto" and not getattr(settings, "resume", True):
+            settings = dataclasses.replace(settings, resume="auto")
         return main(settings)
     except Interrupted as interrupted:
+        if parallel.process_index() != 0:
+            sys.exit(128 + interrupted.signal)
         print(f"\n{interrupted}", file=sys.stderr)
         if interrupted.run.folder is not None and hasattr(settings, "resume") and hasattr(settings, "out"):
             given = sys.argv[1:] if argv is None else argv
@@ -87,6 +113,8 @@ def command(main: Callable[[Any], Any], config: type, argv: list[str] | None = N
         if not _OURS.match(str(error)):
             raise
         print(error, file=sys.stderr)
+        if parallel.process_count() > 1:
+            parallel.leave(USAGE)
         sys.exit(USAGE)
 
 

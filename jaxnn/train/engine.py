@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from jaxnn import tree
+from jaxnn import parallel, tree
 from jaxnn.core import State
 from jaxnn.core import step as core_step
 from jaxnn.data import Loader, host_batch, order
@@ -49,6 +49,10 @@ class Engine(Protocol):
 
     def drain(self) -> None:
         """Delivers everything that is outstanding."""
+        ...
+
+    def pace(self, per_step: float) -> None:
+        """Sizes dispatches for steps of so many seconds; several processes must do so alike, not each by its clock."""
         ...
 
     def move(self, state: State, data_step: int) -> None:
@@ -135,6 +139,7 @@ class ResidentEngine:
         self._pending: collections.deque[tuple[int, int, Any]] = collections.deque()
         self._length = self._ahead = 1  # steps in the next dispatch; dispatches in flight
         self._delivered_at: float | None = None
+        self._alone = parallel.process_count() == 1
         self.state, self.data_step = state, data_step
         self.steps = self.dispatches = 0
         self.traced: list[str] = []
@@ -156,24 +161,28 @@ class ResidentEngine:
             self.dispatches += 1
             if len(self._pending) > self._ahead:
                 self._pop(len(self._pending) - 1)
+                parallel.beat(self.data_step)
 
     def _pop(self, count: int) -> None:
         """Delivers the oldest `count` dispatches, and sizes the next ones by how long these took."""
         items = [self._pending.popleft() for _ in range(count)]
         host = jax.device_get([report for _, _, report in items])
         now = time.perf_counter()
-        if self._delivered_at is not None and items:
+        if self._delivered_at is not None and items and self._alone:
             took = max(now - self._delivered_at, 1e-9)  # a coarse clock may stand still
-            per_step = took / sum(k for _, k, _ in items)
-            self._length = max(1, min(8 * self._length, int(DISPATCH_S / per_step), self._k_max))
-            self._ahead = max(1, min(MOST_AHEAD, int(QUEUE_S / (per_step * self._length))))  # of that length
+            self.pace(took / sum(k for _, k, _ in items))
         self._delivered_at = now
         if items:  # at once: a clock between them would tell of steps that took no time
             parts = [jax.tree.map(lambda x, k=k: x[:k], sums) for (_, k, _), sums in zip(items, host, strict=True)]
             self._deliver(items[0][0], jax.tree.map(lambda *xs: np.concatenate(xs) if len(xs) > 1 else xs[0], *parts))
 
+    def pace(self, per_step: float) -> None:
+        self._length = max(1, min(8 * self._length, int(DISPATCH_S / per_step), self._k_max))
+        self._ahead = max(1, min(MOST_AHEAD, int(QUEUE_S / (per_step * self._length))))  # of that length
+
     def drain(self) -> None:
         self._pop(len(self._pending))
+        parallel.beat(self.data_step)
         self._delivered_at = None  # what comes before the next dispatch is not its time
 
     def move(self, state: State, data_step: int) -> None:
@@ -212,7 +221,12 @@ class StreamingEngine:
         self._step: Any = strategy.compile_step(_traced_once(_noted(step, self.traced), debug))
         row = ids(0, 1)[0]  # here: later the loader's thread draws
         self._example = lambda: strategy.put_batch(host_batch(source, row))
-        self._open = functools.partial(Loader, source, ids, strategy.put_batch, stop=stop)
+        part, parts = strategy.part
+        self._open = functools.partial(
+            Loader, source, ids, strategy.put_part, stop=stop, process_index=part, process_count=parts
+        )
+        self._alone = parallel.process_count() == 1
+        self._ahead = 2  # dispatches in flight, where several processes must deliver alike
         self._loader: Loader | None = None
         self._deliver = deliver
         self._pending: collections.deque[tuple[int, Any]] = collections.deque()
@@ -234,8 +248,10 @@ class StreamingEngine:
             self.data_step += 1
             self.steps += 1
             self.dispatches += 1
-            if len(self._pending) >= self.MOST or time.perf_counter() - self._delivered_at > QUEUE_S:
+            late = self._alone and time.perf_counter() - self._delivered_at > QUEUE_S
+            if late or len(self._pending) >= (self.MOST if self._alone else self._ahead + 2):
                 self._pop(len(self._pending) - 2)
+                parallel.beat(self.data_step)
 
     def _pop(self, count: int) -> None:
         if count < 1:
@@ -247,6 +263,10 @@ class StreamingEngine:
 
     def drain(self) -> None:
         self._pop(len(self._pending))
+        parallel.beat(self.data_step)
+
+    def pace(self, per_step: float) -> None:
+        self._ahead = max(1, min(self.MOST - 2, int(QUEUE_S / per_step)))
 
     def move(self, state: State, data_step: int) -> None:
         self.close()
@@ -271,8 +291,9 @@ def resident_data(source: Source, devices: tuple[jax.Device, ...]) -> Resident |
         return None
     size = sum(x.nbytes for x in jax.tree.leaves(resident.arrays))
     if devices[0].platform == "cpu":
-        return resident if size * len(devices) <= 2**30 else None
-    stats = devices[0].memory_stats() or {}
+        here = [d for d in devices if d.process_index == devices[0].process_index]
+        return resident if size * len(here) <= 2**30 else None
+    stats = next((d for d in devices if d.process_index == parallel.process_index()), devices[0]).memory_stats() or {}
     return resident if size <= stats.get("bytes_limit", 2**32) // 4 else None
 
 

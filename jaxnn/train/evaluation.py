@@ -13,7 +13,7 @@ from jaxnn.core import State, Task, roles
 from jaxnn.core.parts import given_whole
 from jaxnn.core.state import abstract
 from jaxnn.core.step import make_value_fn
-from jaxnn.data import host_batch, order
+from jaxnn.data import host_batch, order, process_slice
 from jaxnn.train import checks
 from jaxnn.typing import Batch, Mean, PyTree, Source, Strategy
 
@@ -68,11 +68,13 @@ def _map_program(task: Task, strategy: Strategy) -> _Program:
 
 
 def _batches(source: Source, batch_size: int, strategy: Strategy) -> Any:
-    """Host batches in order, the last one padded; a multiple of the devices each."""
+    """Host batches in order, the last one padded, a multiple of the devices each: this process's part, and which rows
+    of the whole are examples."""
     n, parts = len(source), strategy.shards
     size = -(-min(batch_size, n) // parts) * parts
     for first in range(order.steps_per_epoch(n, size)):
-        yield host_batch(source, order.examples(0, first, 1, n=n, batch_size=size, shuffle=False)[0])
+        ids = order.examples(0, first, 1, n=n, batch_size=size, shuffle=False)[0]
+        yield host_batch(source, process_slice(ids, *strategy.part)), ids >= 0
 
 
 def evaluate(
@@ -99,6 +101,7 @@ def evaluate(
     flying: deque[Any] = deque()
 
     def land() -> None:
+        parallel.beat()
         for name, mean in jax.device_get(flying.popleft()).items():
             held = totals.get(name, Mean(0.0, 0.0))
             totals[name] = Mean(
@@ -106,10 +109,10 @@ def evaluate(
             )
 
     program = _sums_program(task, strategy)
-    for batch in _batches(source, batch_size, strategy):
+    for batch, _ in _batches(source, batch_size, strategy):
         program.check(checks.task_accepts, "train.evaluate", task, state, batch)
         with tree.declaring(lambda batch=batch: roles(task, batch)):
-            flying.append(program.run(state.params, state.model_state, strategy.put_batch(batch), state.key))
+            flying.append(program.run(state.params, state.model_state, strategy.put_part(batch), state.key))
         if len(flying) > IN_FLIGHT:
             land()
     while flying:
@@ -139,14 +142,15 @@ def predict(task: Task, state: State, x: Any, *, batch_size: int = 256, strategy
     flying: deque[tuple[Any, np.ndarray]] = deque()
 
     def land() -> None:
+        parallel.beat()
         outputs, mask = flying.popleft()
-        parts.append(jax.tree.map(lambda leaf: np.asarray(leaf)[mask], jax.device_get(outputs)))
+        parts.append(jax.tree.map(lambda leaf: np.asarray(leaf)[mask], parallel.fetch(outputs)))
 
-    for batch in _batches(source, batch_size, strategy):
+    for batch, real in _batches(source, batch_size, strategy):
         program.check(checks.predict_accepts, "train.predict", task, state, batch)
         with tree.declaring(lambda batch=batch: roles(task, batch)):
-            outputs = program.run(state.params, state.model_state, strategy.put_batch(batch))
-        flying.append((outputs, batch["mask"] > 0))
+            outputs = program.run(state.params, state.model_state, strategy.put_part(batch))
+        flying.append((outputs, real))
         if len(flying) > IN_FLIGHT:
             land()
     while flying:

@@ -4,7 +4,7 @@ import os
 import signal
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import optax
 
@@ -38,7 +38,7 @@ def fit(
     validate_every: int | None = None,
     hooks: Sequence[Hook] = (),
     out: str | os.PathLike[str] | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     log: Log | None = None,
     save: Checkpointing | None = None,
     dispatch: Dispatch | None = None,
@@ -67,7 +67,8 @@ def fit(
         hooks: What else happens; see `train.Hook`.
         out: The run's folder: metrics, journal, checkpoints, report.
         resume: Go on with the run in `out` from its newest good checkpoint, or from the start where it was killed
-            before it had written one.
+            before it had written one. "auto" does so where `out` holds a run, and begins one where it does not: for
+            jobs that are started again by a machine.
         log: What is reported and shown.
         save: When checkpoints are written (with `out`).
         dispatch: How steps reach the device.
@@ -96,8 +97,8 @@ def fit(
         epochs=epochs,
         seed=seed,
         strategy=strategy,
-        validation=validation,
         step=step,
+        validation=validation,
         validate_every=validate_every,
         hooks=hooks,
         out=out,
@@ -111,7 +112,7 @@ def fit(
     )
     try:
         with tree.declaring(lambda: roles(job.task, job.batch)):  # a strategy may lay out parameters by them
-            return _run(job, resume)
+            return _run(job, job.resume)
     finally:
         if job.folder is not None:
             job.folder.release()
@@ -120,7 +121,7 @@ def fit(
 def _run(job: Prepared, resume: bool) -> Run:
     """The run, from its first state or its newest good checkpoint to its report."""
     folder, log, plan = job.folder, job.log, job.plan
-    progress = Progress() if log.progress else None
+    progress = Progress() if log.progress and parallel.process_index() == 0 else None
     session = Session(
         plan,
         job.strategy,
@@ -149,7 +150,9 @@ def _run(job: Prepared, resume: bool) -> Run:
         else:
             session.journal("start")
         if log.profile is not None and folder is not None:
-            session.profile = Profile(log.profile, folder.path / "profile", session.engine.program)
+            number = parallel.process_index()  # each process traces its own devices
+            where = folder.path / (f"profile-{number}" if number else "profile")
+            session.profile = Profile(log.profile, where, session.engine.program)
         if progress is not None:
             progress.begin(plan)
         if folder is not None and resume:
@@ -166,6 +169,7 @@ def _run(job: Prepared, resume: bool) -> Run:
                 if signals.received is not None:
                     break
                 stopped = session.end(stopped)
+                session.hear(signals)
                 if stopped is not None or session.engine.data_step >= plan.steps:
                     break
     finally:
@@ -182,7 +186,7 @@ def _run(job: Prepared, resume: bool) -> Run:
     )
     at = session.engine.data_step
     if folder is not None:
-        if log.peaks and signals.received is None:
+        if log.peaks and folder.writes and signals.received is None:
             measured = bench.peaks(seconds=1.0)
             values = {peak.name: peak.value for peak in measured.by_name.values()}
             folder.journal.append("peaks", at, device=measured.device, **values)

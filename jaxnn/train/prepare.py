@@ -17,7 +17,7 @@ from jaxnn.core.state import abstract
 from jaxnn.core.step import dispatch_steps, make_step
 from jaxnn.data import host_batch, order
 from jaxnn.runs import RunFolder
-from jaxnn.train import checks, engine, setting_checks
+from jaxnn.train import checks, engine, folders, setting_checks, together
 from jaxnn.train import population as populations
 from jaxnn.train.evaluation import evaluate
 from jaxnn.train.hooks import Evaluate, Hook, Plan, StopOnNonFinite, direction
@@ -72,6 +72,7 @@ class Prepared:
         population: What its members differ in, or None.
         flops: Floating-point operations of a step; NaN where they could not be counted.
         uncounted: Why they could not be; None where they were.
+        resume: Whether it goes on with the run in the folder.
     """
 
     task: Task
@@ -88,8 +89,8 @@ class Prepared:
     changed: list[str]
     batch: Batch
     ids: Callable[[int, int], np.ndarray]
-    step: Callable[..., Any]
     settings: Step
+    step: Callable[..., Any]
     shapes: State
     sums: Any
     resident: Resident | None
@@ -98,6 +99,7 @@ class Prepared:
     population: optim.Population | None
     flops: float
     uncounted: str | None
+    resume: bool
 
     def first_state(self) -> State:
         """The state that the run begins with, placed."""
@@ -120,9 +122,9 @@ class Prepared:
             steps=driven.steps,
             dispatches=driven.dispatches,
             traced=tuple(driven.traced),
+            settings=self.settings,
         )
 
-            settings=self.settings,
     def windows(self) -> Windows | populations.PopulationWindows:
         """What makes rows of the sums."""
         numbers = (self.plan.log_every, self.plan.epoch, self.task.finish)
@@ -162,12 +164,12 @@ def prepare(
     epochs: int | None,
     seed: int,
     strategy: Strategy | None,
+    step: Step | None,
     validation: Source | None,
     validate_every: int | None,
-    step: Step | None,
     hooks: Sequence[Hook],
     out: str | os.PathLike[str] | None,
-    resume: bool,
+    resume: bool | str,
     log: Log | None,
     save: Checkpointing | None,
     dispatch: Dispatch | None,
@@ -180,18 +182,19 @@ def prepare(
     Args and Raises as in `fit`.
     """
     log = Log() if log is None else log
+    resume = folders.resumes(out, resume)
     dispatch = Dispatch() if dispatch is None else dispatch
+    settings = Step() if step is None else step
     checks.is_task(WHERE, task)
     checks.is_optimizer(WHERE, tx)
     checks.is_source(WHERE, "the data", source)
-    settings = Step() if step is None else step
     strategy = strategy if strategy is not None else parallel.single()
     checks.is_strategy(WHERE, strategy)
+    setting_checks.step(WHERE, settings, debug)
+    task = in_precision(task, settings.precision)
     one = strategy  # what one step runs under
     if population is not None:
         setting_checks.population(WHERE, population, hooks, debug)
-    setting_checks.step(WHERE, settings, debug)
-    task = in_precision(task, settings.precision)
         one = parallel.single(strategy.devices[0])
         strategy = parallel.members(strategy, len(population), populations.AXES)
     n = len(source)
@@ -220,7 +223,7 @@ def prepare(
         checks.same_fields(WHERE, batch, host_batch(validation, np.zeros(1, np.int64)))
 
     # A run that was killed while its folder was made is made anew.
-    folder = RunFolder.open(out, hold=True) if out is not None and resume and not RunFolder.is_half_made(out) else None
+    folder = folders.opened(out) if out is not None and resume else None
     try:
         recorded: dict[str, Any] = {}
         if folder is not None:
@@ -278,12 +281,12 @@ def prepare(
         if population is not None:
             facts["population"] = {name: list(values) for name, values in population.values.items()}
         full = {"fit": facts, "config": dict(config or {})}
+        together.same_program(full, strategy)
         changed: list[str] = []
         if folder is not None:
-            changed = folder.check_config(full, FREE)
-            setting_checks.goes_on(WHERE, folder, total)
+            changed = folders.checked(folder, full, FREE, total)
         elif out is not None:
-            folder = RunFolder.create(out, full, hold=True)
+            folder = folders.created(out, full)
         flops, uncounted = _flops(traced)
     except BaseException:
         if folder is not None:
@@ -314,6 +317,7 @@ def prepare(
         population=population,
         flops=flops,
         uncounted=uncounted,
+        resume=resume is True,
     )
 
 

@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxnn import parallel
 from jaxnn.core import State
 from jaxnn.runs import Restored, RunFolder
 from jaxnn.train.hooks import direction
 from jaxnn.train.run import Checkpointing
+from jaxnn.train.together import first_does
 
 
 @jax.jit
@@ -36,7 +38,9 @@ class Saver:
         self.folder, self.settings, self.like = folder, settings, like
         mode = direction("train.Checkpointing", settings.best, settings.best_mode) if settings.best else None
         self._sign = -1 if mode == "max" else 1
-        self.checkpoints = folder.checkpoints(keep=settings.keep, keep_best=mode)
+        # Process 0 first: it removes what a killed save has left.
+        opened = first_does(lambda: folder.checkpoints(keep=settings.keep, keep_best=mode))
+        self.checkpoints = opened or folder.checkpoints(keep=settings.keep, keep_best=mode)
         self.step: int | None = None  # of the newest checkpoint that this run wrote or came from
         self._extra: Mapping[str, Any] = {}
         self._rated = False  # whether the checkpoint at `step` bears a value
@@ -78,7 +82,8 @@ class Saver:
         self.folder.metrics.sync()  # a resume needs all the rows that the checkpoint counts
         metric = self._last[1] if self._last is not None and self._last[0] == step else None
         self.step, self._extra, self._rated = step, extra, metric is not None
-        self.checkpoints.save(step, state, extra, metric=metric)
+        self.checkpoints.save(step, parallel.collect(state), extra, metric=metric)
+        parallel.beat()
         if finite and bool(_all_finite((state.params, state.model_state))):
             self.checkpoints.mark_good(step)
 
@@ -92,7 +97,7 @@ class Saver:
 
     def begins_again(self) -> bool:
         """Whether a resumed run was killed before its first checkpoint; drops the rows that it had written, then."""
-        if self.checkpoints.latest() is not None or self.checkpoints.set_aside():
+        if parallel.agree(self.checkpoints.latest() is not None or bool(self.checkpoints.set_aside())):
             return False
         self.folder.metrics.keep(0)
         self.folder.timing.truncate(0)
@@ -101,7 +106,7 @@ class Saver:
     def good_before(self, step: int) -> int | None:
         """The newest good checkpoint at or before a step, once the save in flight has ended."""
         self.checkpoints.wait()
-        return max((good for good in self.checkpoints.good_steps() if good <= step), default=None)
+        return parallel.agree(max((good for good in self.checkpoints.good_steps() if good <= step), default=None))
 
     def restore(self, step: int | None) -> tuple[Restored, list[dict[str, Any]]]:
         """Goes back to a checkpoint, by default the newest good one; gives it and the rows up to there.
@@ -111,6 +116,19 @@ class Saver:
         Raises:
             ValueError: If there is none to go on from, or rows that it counts are missing.
         """
+        restored = first_does(lambda: self._back_to(step))
+        found = parallel.agree(restored.step if restored is not None else None)
+        if restored is None:  # the others read what process 0 chose, which it will not touch
+            restored = self.checkpoints.restore(self.like, found)
+            self.checkpoints.discard_after(found)
+        rows = self.folder.metrics.read()
+        self.step, self._extra = restored.step, restored.extra
+        self._recall(rows)
+        parallel.meet("jaxnn.restored")  # before process 0 adds rows
+        return restored, rows
+
+    def _back_to(self, step: int | None) -> Restored:
+        """Reads the checkpoint and removes what is later."""
         try:
             restored = self.checkpoints.restore(self.like, step)
         except (FileNotFoundError, RuntimeError) as error:
@@ -123,10 +141,7 @@ class Saver:
         self.checkpoints.discard_after(restored.step)
         self.folder.metrics.keep(restored.extra["rows"])
         self.folder.timing.truncate(restored.step)
-        rows = self.folder.metrics.read()
-        self.step, self._extra = restored.step, restored.extra
-        self._recall(rows)
-        return restored, rows
+        return restored
 
     def _recall(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """The best value again, from the rows and from what checkpoints bear: the value at the end of a shorter run is

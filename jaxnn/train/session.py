@@ -2,6 +2,7 @@
 
 import functools
 import signal
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnn import optim, tree
+from jaxnn import optim, parallel, tree
 from jaxnn.core import State
 from jaxnn.core.state import abstract, strong
 from jaxnn.runs import RunFolder, TensorBoard
@@ -22,6 +23,7 @@ from jaxnn.train.run import Checkpointing
 from jaxnn.train.saving import Saver
 from jaxnn.train.signals import Signals
 from jaxnn.train.speed import Speed
+from jaxnn.train.together import Together, same_action
 from jaxnn.train.windows import Windows
 from jaxnn.typing import Mean, Strategy
 
@@ -68,7 +70,8 @@ class Session:
         self.like = like
         self._driver: Engine | None = None
         self.saver = None if folder is None else Saver(folder, save, like)
-        self._board = TensorBoard(folder.path / "tensorboard") if folder is not None and tensorboard else None
+        writer = folder if folder is not None and folder.writes else None
+        self._board = TensorBoard(writer.path / "tensorboard") if writer is not None and tensorboard else None
         # Where the best checkpoint is that of a window's value, the loop looks at the end of every window.
         self._best_every = plan.log_every if self.saver is not None and save.best in windowed else None
         self._halt: int | None = None  # the step of a row that is not finite, until hooks have acted on it
@@ -77,6 +80,7 @@ class Session:
         self.profile: Profile | None = None
         self.stored: Mapping[str, Any] = {}  # the optimizer's constants, as the checkpoint had them
 
+        self._together = Together() if parallel.process_count() > 1 else None
     @property
     def engine(self) -> Engine:
         """What drives the state; set once the state exists."""
@@ -151,7 +155,9 @@ class Session:
             ]
             stops += [a for a in [*(a for a, _ in self.skips), *(self.profile.span if self.profile else ())] if a > at]
             target = min([plan.steps, *stops])
-            engine.advance(target, lambda: signals.received is not None or bool(self._halt) or self._save_is_due())
+            if self._together is not None:
+                stops.append(self._together.after(at))
+            save_due = self._advance(target, signals)
             engine_at = engine.data_step
             stop: str | None = None
             if engine_at == target or self._halt:
@@ -175,12 +181,37 @@ class Session:
                 engine.drain()
                 self.checkpoint()
                 return f"interrupted by {name}"
-            if self._save_is_due():
+            if save_due:
                 self.checkpoint()
         return None
 
     def _profile(self, step: int) -> None:
         if self.profile is None:
+    def _advance(self, target: int, signals: Signals) -> bool:
+        """Runs to a data step, or until something is to be done before; gives whether a save is due by the clock.
+
+        Several processes take neither signals nor clocks for a reason to stop between two steps at which they meet.
+        """
+        engine, together = self.engine, self._together
+        if together is None:
+            engine.advance(target, lambda: signals.received is not None or bool(self._halt) or self._save_is_due())
+            return self._save_is_due()
+        began, first = time.perf_counter(), engine.data_step
+        engine.advance(target, lambda: bool(self._halt))
+        engine.drain()
+        together.seconds += time.perf_counter() - began
+        together.steps += engine.data_step - first
+        if engine.data_step < min(together.at, self.plan.steps):
+            return False
+        due, per_step = together.meet(engine.data_step, signals, self._save_is_due())
+        engine.pace(per_step)
+        return due
+
+    def hear(self, signals: Signals) -> None:
+        """Takes in a signal that came at the end."""
+        if self._together is not None:
+            self._together.meet(self.engine.data_step, signals, False)
+
             return
         with self.speed.aside():
             table = self.profile.at(step)
@@ -254,6 +285,8 @@ class Session:
             action = hook.act(at)
             if action is None or isinstance(action, Continue):
                 continue
+            parallel.beat()
+            same_action(hook.name, step, action)
             if isinstance(action, Stop):
                 self.journal("stop", hook=hook.name, reason=action.reason)
                 self.show(f"{hook.name}: stopping at step {step}: {action.reason}")

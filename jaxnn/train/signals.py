@@ -5,6 +5,8 @@ import signal
 import threading
 from typing import Any, Self
 
+from jaxnn import parallel
+
 
 class Signals:
     """While open, the first SIGINT or SIGTERM asks for an orderly end; the second interrupts at once.
@@ -14,6 +16,9 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        # Several processes grant the request together, once all have heard of it (`train.together`).
+        self.noticed: int | None = None
+        self._alone = parallel.process_count() == 1
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -25,10 +30,12 @@ class Signals:
         return self
 
     def _receive(self, number: int, _: Any) -> None:
-        if self.received is not None:
+        if self.noticed is not None:
             self.__exit__()
             raise KeyboardInterrupt
-        self.received = number
+        self.noticed = number
+        if self._alone:
+            self.received = number
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():

@@ -1,0 +1,119 @@
+"""One process of a job, as a program: `python -m tests.integration.job --out OUT --model mlp ...`.
+
+Imported by the tests, which run the same function in their own process for the run that it must equal.
+"""
+
+import dataclasses
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+
+from jaxnn import data, losses, models, parallel, train
+
+EXAMPLES, BATCH, STEPS = 70, 16, 50  # an epoch's last batch is ragged
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A small run."""
+
+    model: str = "mlp"
+    strategy: str = "replicate"
+    where: str = "device"  # or host: streamed
+    steps: int = STEPS
+    batch: int = BATCH
+    every: int = 10
+    out: str | None = None
+    resume: bool = False
+    pause: float = 0.0  # seconds a step
+    ids: str | None = None  # a folder for the ids that are read
+    fail: int = -1  # the step at which process 1 does what `how` says, in the first attempt or (loop) in each
+    how: str = "raise"
+    vary: bool = False  # another config on each process
+
+
+class Recorded:
+    """A source that writes down which examples each process reads."""
+
+    def __init__(self, source: data.Arrays, folder: Path):
+        self.source, self.folder = source, folder
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def take(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        return self.source.take(index)
+
+    def resident(self) -> None:
+        return None
+
+
+class Trouble(train.Hook):
+    """Waits at every step, and gets process 1 into trouble."""
+
+    def __init__(self, cfg: Config):
+        self.cfg = cfg
+
+    def every(self, plan: train.Plan) -> int:
+        return 1 if self.cfg.pause or self.cfg.fail >= 0 else 10
+
+    def act(self, at: train.Moment) -> None:
+        time.sleep(self.cfg.pause)
+        again = "JAXNN_RESUME" in os.environ
+        if at.step == self.cfg.fail and parallel.process_index() == 1 and (not again or self.cfg.how == "loop"):
+            if self.cfg.how in ("raise", "loop"):
+                raise RuntimeError("a bug in process 1")
+            os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}[self.cfg.how])
+
+
+def parts(model: str) -> tuple[train.Task, data.Arrays]:
+    """Task and data."""
+    draw = np.random.default_rng(0)
+    if model == "mlp":
+        x = draw.normal(size=(EXAMPLES, 4)).astype(np.float32)
+        return train.supervised(models.MLP((16, 2), dropout=0.2), losses.mse), data.Arrays(x, x[:, :2] ** 2)
+    if model == "cnn":
+        x, y = draw.normal(size=(EXAMPLES, 6, 6, 1)).astype(np.float32), draw.integers(0, 3, EXAMPLES)
+        module = models.CNN((4,), (8,), 3, batch_norm=True, dropout=0.1)
+        return train.supervised(module, losses.cross_entropy), data.Arrays(x, y)
+    tokens = draw.integers(0, 16, (EXAMPLES, 9)).astype(np.int32)
+    config = models.GPTConfig(vocab=16, length=8, layers=1, heads=2, width=16, mlp_ratio=2, dropout=0.1)
+    return train.supervised(models.GPT(config), losses.cross_entropy), data.Arrays(tokens[:, :-1], tokens[:, 1:])
+
+
+def main(cfg: Config) -> None:
+    strategy = parallel.by_name(cfg.strategy)
+    run = fit(cfg, strategy)
+    if parallel.process_index() == 0:
+        print(f"finished {int(run.state.data_step)}", flush=True)
+
+
+def fit(cfg: Config, strategy: Any) -> train.Run:
+    task, source = parts(cfg.model)
+    return train.fit(
+        task,
+        optax.sgd(0.1, momentum=0.9),
+        source,
+        batch_size=cfg.batch,
+        steps=cfg.steps,
+        seed=3,
+        strategy=strategy,
+        validation=source[:20],
+        validate_every=15,
+        hooks=[Trouble(cfg)],
+        log=train.Log(every=1, progress=False),
+        save=train.Checkpointing(every=cfg.every, minutes=None),
+        dispatch=train.Dispatch(resident=cfg.where == "device"),
+        out=cfg.out,
+        resume=cfg.resume,
+        config={"model": cfg.model} | ({"width": parallel.process_index()} if cfg.vary else {}),
+    )
+
+
+if __name__ == "__main__":
+    train.command(main, Config)
