@@ -30,6 +30,7 @@ class CNN(nn.Module):
         dense: Widths of the hidden dense layers.
         classes: Width of the head.
         batch_norm: Whether to normalise after each convolution (which then has no bias).
+        batch_norm_groups: Over how many groups of examples apart; see `BatchNorm`.
         dropout: Rate after each hidden dense layer, while training.
         matmul_dtype: Precision of the products' operands; see `products.matmul`.
     """
@@ -38,6 +39,7 @@ class CNN(nn.Module):
     dense: tuple[int, ...] = (128,)
     classes: int = 10
     batch_norm: bool = False
+    batch_norm_groups: int = 1
     dropout: float = 0.0
     matmul_dtype: Any = None
 
@@ -70,7 +72,7 @@ class CNN(nn.Module):
             )
             x = conv(x)
             if self.batch_norm:
-                x = BatchNorm(name=f"norm_{i}")(x, mask, train=train)
+                x = BatchNorm(groups=self.batch_norm_groups, name=f"norm_{i}")(x, mask, train=train)
             # relu of the largest is the largest relu, with the same gradient, over a quarter of the elements.
             x = sharding.constrain(nn.relu(max_pool(x, 2)), "batch", None, None, "channels")
         x = x.reshape(x.shape[0], -1)

@@ -7,9 +7,6 @@ speed are chosen by backend and give the same values.
 Shape suffixes: B examples, H W rows and columns, C channels, E features.
 """
 
-import dataclasses
-import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -17,55 +14,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnn import sharding, tree
+from jaxnn import tree
+from jaxnn.models.batch_norm import BatchNorm as BatchNorm
+from jaxnn.models.declared import Declared as Declared
+from jaxnn.models.declared import Initializer as Initializer
+from jaxnn.models.declared import along_last as along_last
+from jaxnn.models.declared import declare as declare
 from jaxnn.models.pooling import Form, check_images, choose_form, pair, window_slices
 from jaxnn.models.pooling import avg_pool as avg_pool
 from jaxnn.models.pooling import max_pool as max_pool
 from jaxnn.models.products import matmul as matmul
 from jaxnn.typing import Array
 
-Initializer = Callable[..., Any]
 Padding = Literal["SAME", "VALID"] | int | tuple[int, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Declared:
-    """An initializer that says what its parameter is; calls through to `init`.
-
-    Attributes:
-        init: `(key, shape, dtype) -> array`.
-        role: What the parameter is; `role.stacked` counts leading axes that a scan over layers adds to this shape.
-    """
-
-    init: Initializer
-    role: tree.Role
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The parameter's initial value."""
-        return self.init(*args, **kwargs)
-
-
-def declare(init: Initializer, role: str, stacked: int = 0) -> Declared:
-    """An initializer with its parameter's role, for `Module.param`; read it as `declared.role`.
-
-    Args:
-        init: `(key, shape, dtype) -> array`.
-        role: One of `tree.ROLES`.
-        stacked: Leading axes of the stored parameter that only stack layers.
-
-    Raises:
-        ValueError: If the role is unknown.
-    """
-    if role not in tree.ROLES:
-        raise ValueError(
-            f"layers.declare: role {role!r} is unknown. Tried: {', '.join(tree.ROLES)}. Write one of them."
-        )
-    return Declared(init, tree.Role(role, stacked))
-
-
-def along_last(p: Array, x: Array) -> Array:
-    """A vector `p` [E] in the rank and dtype of `x` [..., E]: nothing here leans on implicit promotion of either."""
-    return p.astype(x.dtype).reshape((1,) * (x.ndim - 1) + p.shape)
 
 
 class Dense(nn.Module):
@@ -176,76 +137,6 @@ class RMSNorm(nn.Module):
         y = wide * lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
         ones = declare(nn.initializers.ones, "vector")
         return (y * along_last(self.param("scale", ones, (x.shape[-1],), jnp.float32), y)).astype(x.dtype)
-
-
-class BatchNorm(nn.Module):
-    """Normalises each channel by its mean and variance over the examples of the whole micro-batch, on all devices.
-
-    Examples whose mask is 0 count in no statistic. The variance takes a second pass over centred values, because
-    E[x^2] - E[x]^2 loses all its digits where the mean is large; that is a second small all-reduce. Running statistics
-    live in "batch_stats": `running <- momentum * running + (1 - momentum) * batch`, the variance without Bessel's
-    correction, and they stay as they are where no example counts.
-
-    Attributes:
-        momentum: Share of the old statistics that an update keeps, in [0, 1]. (PyTorch's momentum is 1 minus this.)
-        epsilon: Added to the variance.
-
-    Source:
-        Ioffe and Szegedy 2015, arXiv:1502.03167.
-    """
-
-    momentum: float = 0.9
-    epsilon: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x: Array, mask: Array | None = None, *, train: bool = False) -> Array:
-        """[B, ..., C] -> [B, ..., C], in the dtype of `x`.
-
-        Args:
-            x: Activations, example axis first, channels last.
-            mask: [B], 1 for examples that count and 0 for padding; None counts all.
-            train: Use the batch's statistics and update the running ones ("batch_stats" must then be mutable).
-
-        Raises:
-            ValueError: If the mask is not [B].
-        """
-        channels = x.shape[-1]
-        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
-        var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        if train and not self.is_initializing():
-            m, v, count = _masked_statistics(wide, mask)
-            keep = jnp.where(count > 0, self.momentum, 1.0)
-            mean.value = lax.stop_gradient(keep * mean.value + (1 - keep) * m).astype(mean.value.dtype)
-            var.value = lax.stop_gradient(keep * var.value + (1 - keep) * v).astype(var.value.dtype)
-        else:
-            m, v = mean.value, var.value
-        scale = self.param("scale", declare(nn.initializers.ones, "vector"), (channels,), jnp.float32)
-        bias = self.param("bias", declare(nn.initializers.zeros, "vector"), (channels,), jnp.float32)
-        m, rate, bias = (along_last(p, wide) for p in (m, lax.rsqrt(v + self.epsilon) * scale, bias))
-        return ((wide - m) * rate + bias).astype(x.dtype)
-
-
-def _masked_statistics(x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
-    """Mean [C], variance [C] and count of `x` [B, ..., C] over the masked examples of all devices."""
-    if mask is None:
-        mask = jnp.ones(x.shape[:1], x.dtype)
-    if mask.shape != x.shape[:1]:
-        raise ValueError(
-            f"layers.BatchNorm: mask {tree.describe(mask)} for x {tree.describe(x)}. Tried: one entry an example. "
-            f"Write a mask of shape ({x.shape[0]},)."
-        )
-    axes = tuple(range(x.ndim - 1))
-    weights = mask.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
-    each = math.prod(x.shape[1:-1])
-    # One all-reduce for the count and the sums.
-    totals = jnp.append(jnp.sum(jnp.where(weights != 0, x, 0) * weights, axes), jnp.sum(weights) * each)
-    totals = sharding.psum_manual(totals)
-    count = totals[-1]
-    divisor = jnp.where(count > 0, count, 1)
-    mean = totals[:-1] / divisor
-    squares = jnp.square(jnp.where(weights != 0, x - along_last(mean, x), 0)) * weights
-    return mean, sharding.psum_manual(jnp.sum(squares, axes)) / divisor, count
 
 
 def convolve(

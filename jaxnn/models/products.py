@@ -16,7 +16,6 @@ from jax import lax
 
 from jaxnn.typing import Array
 
-
 _operands: contextvars.ContextVar[tuple[Any, list[str]] | None] = contextvars.ContextVar(
     "jaxnn_operands", default=None
 )
@@ -48,7 +47,7 @@ def operand_dtype(own: Any, x: Array, name: str = "matmul") -> Any:
         current[1].append(name)
     else:
         dtype = x.dtype
-    return dtype if dtype.itemsize < 4 and jnp.issubdtype(dtype, jnp.floating) or own is not None else None
+    return dtype if (dtype.itemsize < 4 and jnp.issubdtype(dtype, jnp.floating)) or own is not None else None
 
 
 def narrow_dot(a: Array, b: Array, dimensions: Any) -> Array:
