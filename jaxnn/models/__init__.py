@@ -15,6 +15,7 @@ from jaxnn.models.beam import translate as translate
 from jaxnn.models.bert import BERT as BERT
 from jaxnn.models.bert import BERTConfig as BERTConfig
 from jaxnn.models.cnn import CNN as CNN
+from jaxnn.models.generation import generate as generate
 from jaxnn.models.gpt import GPT as GPT
 from jaxnn.models.gpt import GPTConfig as GPTConfig
 from jaxnn.models.gpt import stack_layers as stack_layers
@@ -24,7 +25,6 @@ from jaxnn.models.rnn import RNN as RNN
 from jaxnn.models.rnn import GRUCell as GRUCell
 from jaxnn.models.rnn import LSTMCell as LSTMCell
 from jaxnn.models.rnn import SimpleCell as SimpleCell
-from jaxnn.models.sampling import generate as generate
 from jaxnn.models.seq2seq import AdditiveAttention as AdditiveAttention
 from jaxnn.models.seq2seq import Seq2Seq as Seq2Seq
 from jaxnn.models.seq2seq import Seq2SeqConfig as Seq2SeqConfig

@@ -137,14 +137,17 @@ class BERTBlock(nn.Module):
         """One layer on `x` [B, T, E]; the None is what a scan wants."""
         c = self.config
         # A head's queries, keys and values side by side, as in `gpt`.
-        qkv = self._dense(3 * c.width, "qkv")(x).reshape(*x.shape[:2], c.heads, 3, c.width // c.heads)
+        y = sharding.constrain(x, "batch", "time", "embed")
+        qkv = self._dense(3 * c.width, "qkv")(y).reshape(*x.shape[:2], c.heads, 3, c.width // c.heads)
         qkv = sharding.constrain(qkv, "batch", "time", "heads", None, None)
         q, k, v = (qkv[..., i, :] for i in range(3))
         y = attention(q, k, v, causal=False, segment=segment, matmul_dtype=c.matmul_dtype)
-        y = self._dense(c.width, "attention_out")(y.reshape(x.shape))
+        y = sharding.constrain(y, "batch", "time", "heads", None).reshape(x.shape)
+        y = self._dense(c.width, "attention_out")(y)
         x = LayerNorm(c.epsilon, name="norm_attention")(x + self._drop(y, key, layer, 0))
         x = sharding.constrain(x, "batch", "sequence", "embed")
-        y = sharding.constrain(self._dense(c.mlp_width, "mlp_in")(x), "batch", "time", "mlp")
+        y = self._dense(c.mlp_width, "mlp_in")(sharding.constrain(x, "batch", "time", "embed"))
+        y = sharding.constrain(y, "batch", "time", "mlp")
         y = self._dense(c.width, "mlp_out")(_ACTIVATIONS[c.activation](y))
         x = LayerNorm(c.epsilon, name="norm_mlp")(x + self._drop(y, key, layer, 1))
         return sharding.constrain(x, "batch", "sequence", "embed"), None
@@ -232,7 +235,8 @@ class BERT(nn.Module):
             )
         if tokens.shape[1] > c.length:
             raise ValueError(
-                f"models.BERT: {tokens.shape[1]} tokens for {c.length} positions. Tried: T <= length. Cut the sequences."
+                f"models.BERT: {tokens.shape[1]} tokens for {c.length} positions. Tried: T <= length. Cut the "
+                f"sequences."
             )
         if types is not None and not c.types:
             raise ValueError("models.BERT: types for a model without any. Tried: config.types=0. Leave types out.")

@@ -1,0 +1,229 @@
+"""Tensors in files: safetensors read and written here, one tensor at a time; `pickled` reads PyTorch's own files.
+
+Read here and not by the `safetensors` package, whose NumPy form knows no bfloat16: a header is checked against the
+file before anything is allocated, and a tensor is a view of the memory-mapped file until somebody copies it.
+"""
+
+import json
+import math
+import os
+import struct
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn.typing import HostArray
+
+WHERE = "models.load"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_HEADER_BYTES = 100_000_000  # as the format's reference implementation
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+
+
+class Stored(NamedTuple):
+    """A tensor in a file.
+
+    Attributes:
+        shape: Its axes.
+        dtype: Of its elements.
+        read: Gives it, as a read-only view of the file where it lies there in one piece.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    read: Callable[[], HostArray]
+
+
+def damaged(path: Path, what: str) -> ValueError:
+    """The error for a file that is not what it should be."""
+    return ValueError(
+        f"{WHERE}: {str(path)!r}: {what}. Tried: reading {path.stat().st_size} bytes. Fetch or write the file again."
+    )
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and where its data begin."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if len(start) < 8:
+            raise damaged(path, f"{size} bytes are too few for a safetensors file")
+        length = struct.unpack("<Q", start)[0]
+        if length > min(size - 8, _HEADER_BYTES):
+            raise damaged(path, f"its header claims {length} bytes of {size}")
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise damaged(path, f"its header is no JSON ({type(error).__name__})") from error
+    if not isinstance(header, dict):
+        raise damaged(path, "its header is no JSON object")
+    return header, 8 + length
+
+
+def _ints(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+
+
+def read_safetensors(path: Path) -> dict[str, Stored]:
+    """The tensors of a safetensors file by name; nothing but the header is read.
+
+    Raises:
+        ValueError: If the header is damaged or says of a tensor what cannot be: an unknown dtype, bytes outside the
+            file, more or fewer than its shape needs.
+    """
+    header, begin = _header(path)
+    room = path.stat().st_size - begin
+    header.pop("__metadata__", None)
+    data = np.memmap(path, np.uint8, "r", offset=begin) if room else np.zeros(0, np.uint8)
+    found = {}
+    for name, about in header.items():
+        if not isinstance(about, dict) or not _ints(about.get("shape")) or not _ints(about.get("data_offsets")):
+            raise damaged(path, f"tensor {name!r} is described by {about!r:.80}")
+        dtype, shape, span = DTYPES.get(str(about.get("dtype"))), tuple(about["shape"]), about["data_offsets"]
+        if dtype is None:
+            raise ValueError(
+                f"{WHERE}: {str(path)!r}: tensor {name!r} has dtype {about.get('dtype')!r}. Tried: {', '.join(DTYPES)}."
+                f" Convert it to one of them."
+            )
+        needed = math.prod(shape) * dtype.itemsize
+        if len(span) != 2 or not span[0] <= span[1] <= room or span[1] - span[0] != needed:
+            raise damaged(path, f"tensor {name!r} {dtype}{list(shape)} needs {needed} bytes and has {span} of {room}")
+
+        def read(span: list[int] = span, dtype: Any = dtype, shape: Any = shape) -> HostArray:
+            return data[span[0] : span[1]].view(dtype).reshape(shape)
+
+        found[name] = Stored(shape, dtype, read)
+    return found
+
+
+def _index(path: Path) -> list[Path]:
+    """The files that an index names, which lie beside it."""
+    try:
+        names = json.loads(path.read_text())["weight_map"].values()
+        files = sorted({str(name) for name in names})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(path, f"no weight_map of tensors to files ({type(error).__name__})") from error
+    for name in files:
+        if Path(name).name != name or not (path.parent / name).is_file():
+            raise damaged(path, f"it names {name!r}, which is no file beside it")
+    return [path.parent / name for name in files]
+
+
+def read_folder(folder: Path) -> dict[str, Stored]:
+    """The tensors of a folder by name, from its safetensors files, else from PyTorch's.
+
+    Raises:
+        ValueError: If there is no such file, one is damaged, or two of them hold a tensor of one name.
+    """
+    from jaxnn.models.weights.pickled import read_pickled
+
+    loose = [path for ending in ("*.pth", "*.pt") for path in sorted(folder.glob(ending))][:1]
+    candidates: list[tuple[Path, Callable[[Path], dict[str, Stored]]]] = [
+        (folder / SINGLE, read_safetensors),
+        (folder / INDEX, read_safetensors),
+        (folder / PICKLED, read_pickled),
+        (folder / PICKLED_INDEX, read_pickled),
+        *((path, read_pickled) for path in loose),
+    ]
+    there = [(path, read) for path, read in candidates if path.is_file()]
+    if not there:
+        raise ValueError(
+            f"{WHERE}: {str(folder)!r} has no weights. Tried: {SINGLE}, {INDEX}, {PICKLED}, {PICKLED_INDEX}, *.pth. "
+            f"Give a folder that has one of them."
+        )
+    path, read = there[0]
+    found: dict[str, Stored] = {}
+    for file in _index(path) if path.suffix == ".json" else [path]:
+        for name, stored in read(file).items():
+            if name in found:
+                raise damaged(file, f"tensor {name!r} is in another file too")
+            found[name] = stored
+    return found
+
+
+class Planned(NamedTuple):
+    """A tensor that is to be written; `make` is called once, when its turn comes."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    make: Callable[[], HostArray]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def atomically(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Writes a file so that it is whole or not there; what is mapped from an older one stays what it was."""
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            for block in parts:
+                out.write(block)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(part, 0o666 & ~umask)
+        os.replace(part, path)
+    except BaseException:
+        os.unlink(part)
+        raise
+
+
+def write_safetensors(path: Path, tensors: list[Planned]) -> None:
+    """Writes tensors, in this order, one at a time in memory."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for tensor in tensors:
+        about = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + tensor.nbytes]}
+        header[tensor.name] = about
+        at += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    def parts() -> Iterable[bytes | memoryview]:
+        yield struct.pack("<Q", len(text)) + text
+        for tensor in tensors:
+            array = np.ascontiguousarray(tensor.make().astype(tensor.dtype, copy=False))
+            yield memoryview(array.reshape(-1).view(np.uint8))
+
+    atomically(path, parts())
+
+
+def write_folder(folder: Path, tensors: list[Planned], shard_bytes: int) -> None:
+    """Writes tensors as one safetensors file, or as several of at most `shard_bytes` with an index."""
+    shards: list[list[Planned]] = [[]]
+    for tensor in tensors:
+        if shards[-1] and sum(t.nbytes for t in shards[-1]) + tensor.nbytes > shard_bytes:
+            shards.append([])
+        shards[-1].append(tensor)
+    if len(shards) == 1:
+        write_safetensors(folder / SINGLE, tensors)
+        (folder / INDEX).unlink(missing_ok=True)
+        return
+    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for name, shard in zip(names, shards, strict=True):
+        write_safetensors(folder / name, shard)
+    where = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors)}, "weight_map": where}
+    atomically(folder / INDEX, [json.dumps(index, indent=2).encode()])
+    (folder / SINGLE).unlink(missing_ok=True)
