@@ -309,7 +309,7 @@ def check_step(traced: Any, state: State) -> Sums:
 # ---- many steps a dispatch
 
 MAX_IDS = 65536  # int32 example ids in one dispatch's index buffer: 256 KiB
-MAX_STEPS = 4096
+MAX_STEPS = 16384
 MAX_REPORT_BYTES = 16 * 2**20
 
 

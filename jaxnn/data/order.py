@@ -77,13 +77,15 @@ def words(seed: int, step: int, index: HostArray) -> HostArray:
     return np.stack([(key >> np.uint64(32)).astype(np.uint32), key.astype(np.uint32)], axis=-1)
 
 
-def _walk_once(index: HostArray, rows: int, columns: int, keys: list[HostArray], dtype: type) -> HostArray:
-    """One pass of the network over [0, rows * columns): `index` uint64 -> uint64 of the same shape."""
-    high = index // np.uint64(columns)
-    low = (index - high * np.uint64(columns)).astype(np.uint32)
-    high = high.astype(np.uint32)
+def _walk_once(index: HostArray, rows: int, columns: int, keys: HostArray, dtype: type) -> HostArray:
+    """One pass of the network over [0, rows * columns): `index` and a round's `keys[i]` broadcast; gives `dtype`."""
+    shape = np.broadcast_shapes(index.shape, keys.shape[1:])
+    start = index // dtype(columns)
+    high, low = np.empty(shape, np.uint32), np.empty(shape, np.uint32)
+    np.copyto(high, start, casting="unsafe")
+    np.copyto(low, index - start * dtype(columns), casting="unsafe")
     sides = [(high, low, rows), (low, high, columns)]
-    x, wide = np.empty(index.shape, np.uint32), np.empty(index.shape, dtype)
+    x, wide = np.empty(shape, np.uint32), np.empty(shape, dtype)
     for i, key in enumerate(keys):
         left, right, modulus = sides[i % 2]
         # Two multiplications and a shift of MurmurHash3's finaliser; only the high bits are used, which they mix best.
@@ -101,7 +103,10 @@ def _walk_once(index: HostArray, rows: int, columns: int, keys: list[HostArray],
         # left - modulus wraps to a huge number where left < modulus: the smaller one is left mod modulus.
         np.subtract(left, np.uint32(modulus), out=x)
         np.minimum(left, x, out=left)
-    return high.astype(np.uint64) * np.uint64(columns) + low
+    place = high.astype(dtype, copy=False)
+    place *= dtype(columns)
+    place += low
+    return place
 
 
 def permute(index: HostArray, n: int, key: object) -> HostArray:
@@ -130,35 +135,36 @@ def permute(index: HostArray, n: int, key: object) -> HostArray:
     index = np.asarray(index)
     if index.size and (int(index.min()) < 0 or int(index.max()) >= n):
         raise ValueError(f"order.permute: index in [{index.min()}, {index.max()}] for n = {n}. Give indices in [0, n).")
-    return _permuted(index, n, _round_keys(_as_words(key), n))
+    return _permuted(index, n, _round_keys(_as_words(key), n)).reshape(index.shape).astype(np.int64)
 
 
-def _round_keys(key: HostArray, n: int) -> list[HostArray]:
-    """The network's keys, a round after the other: uint32, the shape of `key`."""
-    rounds = _ROUNDS_SMALL if n <= _SMALL else _ROUNDS
-    return [(_splitmix(key + np.uint64(i)) >> np.uint64(32)).astype(np.uint32) for i in range(rounds)]
+def _round_keys(key: HostArray, n: int) -> HostArray:
+    """The network's keys, a round after the other: uint32 [rounds, *key.shape]."""
+    rounds = np.arange(_ROUNDS_SMALL if n <= _SMALL else _ROUNDS, dtype=np.uint64)
+    return (_splitmix(key + rounds.reshape(-1, *[1] * key.ndim)) >> np.uint64(32)).astype(np.uint32)
 
 
-def _permuted(index: HostArray, n: int, keys: list[HostArray]) -> HostArray:
-    """`permute` of valid indices, from the keys of its rounds."""
-    if n == 1 or not index.size:
-        return np.zeros(index.shape, np.int64)
+def _permuted(index: HostArray, n: int, keys: HostArray) -> HostArray:
+    """`permute` of valid indices, from the keys of its rounds, with which they broadcast: unsigned, rank 1 or more."""
     rows = math.isqrt(n - 1) + 1
     columns = -(-n // rows)
     dtype = np.uint32 if rows <= 2**12 else np.uint64
-    start = np.atleast_1d(index).astype(np.uint64, order="C")  # flat views below need one layout
-    place = _walk_once(start, rows, columns, keys, dtype)
-    outside = np.nonzero(place.reshape(-1) >= n)[0] if rows * columns > n else np.zeros(0, np.int64)
+    index = np.atleast_1d(index)
+    if n == 1 or not index.size:
+        return np.zeros(np.broadcast_shapes(index.shape, keys.shape[1:]), dtype)
+    place = _walk_once(index.astype(dtype), rows, columns, keys, dtype)
     flat = place.reshape(-1)
+    outside = np.nonzero(flat >= n)[0] if rows * columns > n else np.zeros(0, np.int64)
+    if outside.size and keys[0].size > 1:
+        places = (slice(None), *np.unravel_index(outside, place.shape))
+        keys = np.broadcast_to(keys, (len(keys), *place.shape))[places]
+    else:
+        keys = keys.reshape(len(keys), -1)
     while outside.size:
-        local = (
-            [np.broadcast_to(k, place.shape).reshape(-1)[outside] for k in keys]
-            if keys[0].size > 1
-            else [k.reshape(-1) for k in keys]
-        )
-        flat[outside] = again = _walk_once(flat[outside], rows, columns, local, dtype)
-        outside = outside[again >= n]
-    return place.reshape(index.shape).astype(np.int64)
+        flat[outside] = again = _walk_once(flat[outside], rows, columns, keys, dtype)
+        still = again >= n
+        outside, keys = outside[still], keys[:, still] if keys.shape[1] > 1 else keys
+    return place
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -192,20 +198,41 @@ def examples(seed: int, data_step: int, count: int, *, n: int, batch_size: int, 
         raise ValueError(
             f"order.examples: data_step {data_step} and count {count}. Give numbers that are not negative."
         )
+    if not count:
+        return np.zeros((0, batch_size), np.int64)
     per_epoch = -(-n // batch_size)
-    epoch, within = np.divmod(np.arange(data_step, data_step + count, dtype=np.int64), per_epoch)
+    first, last = data_step // per_epoch, (data_step + count - 1) // per_epoch
+    epochs = np.arange(first, last + 1)
+    keys = _round_keys(fold(seed, epochs), n) if shuffle else None
+    if last > first and 8 * len(epochs) * per_epoch <= 9 * count:
+        ids = _whole_epochs(keys, len(epochs), n)
+        if n % batch_size:
+            ids = np.pad(ids, ((0, 0), (0, per_epoch * batch_size - n)), constant_values=-1)
+        begin = data_step - first * per_epoch
+        return ids.reshape(-1, batch_size)[begin : begin + count]
+    steps = np.arange(data_step, data_step + count, dtype=np.int64)
+    epoch, within = np.divmod(steps, per_epoch) if last > first else (None, steps - first * per_epoch)
     ids = (within * batch_size)[:, None] + np.arange(batch_size, dtype=np.int64)
     padding = ids >= n if n % batch_size else None
     if padding is not None:
         ids[padding] = 0
-    if shuffle and count:
-        # The keys of each epoch once: for small data, making them for every row would cost more than the permutation.
-        first, last = int(epoch[0]), int(epoch[-1])
-        keys = _round_keys(fold(seed, np.arange(first, last + 1)), n)
-        if last > first:  # else one key serves all rows: one a row costs a broadcast in each round
-            steps = np.bincount(epoch - first)
-            keys = [np.repeat(key, steps)[:, None] for key in keys]
-        ids = _permuted(ids, n, keys)
+    if keys is not None:
+        # One key serves all rows of one epoch: one a row costs a broadcast in each round.
+        keys = keys if epoch is None else np.repeat(keys, np.bincount(epoch - first), axis=1)
+        ids = _permuted(ids, n, keys[:, :, None]).astype(np.int64)
     if padding is not None:
         ids[padding] = -1
     return ids
+
+
+def _whole_epochs(keys: HostArray | None, epochs: int, n: int) -> HostArray:
+    """The order of whole epochs from their keys [rounds, epochs], None for the source's order: int64 [epochs, n].
+
+    For small data nothing is done an example but the network's rounds, which share a key over an epoch.
+    """
+    place = np.arange(n)
+    if keys is None:
+        return np.tile(place, (epochs, 1))
+    if epochs > n:  # NumPy is fast along the last axis where it is long
+        return _permuted(place[:, None], n, keys[:, None, :]).T.astype(np.int64, order="C")
+    return _permuted(place, n, keys[:, :, None]).astype(np.int64)

@@ -24,7 +24,7 @@ Deliver = Callable[[int, dict[str, Mean]], None]  # (first data step, sums with 
 DISPATCH_S = 0.25  # a dispatch aims at this long: short enough for Ctrl-C and a live display, long against its overhead
 QUEUE_S = 0.25  # work that is queued on the device ahead of what was delivered, beyond one dispatch
 MOST_AHEAD = 16  # dispatches in flight at most; unbounded queues of collectives deadlock on forced host devices
-IDS_AHEAD = 16384  # example ids drawn in one call: a call costs as much as some thousand of them
+IDS_AHEAD = 65536  # example ids drawn in one call: it costs as much as 10,000 of them, and its arrays fit a cache
 RESERVED = ("mask", "index")
 _debug_runs = itertools.count()
 
@@ -303,12 +303,19 @@ class Order:
     def __init__(self, seed: int, n: int, batch_size: int):
         self._draw = functools.partial(order.examples, seed, n=n, batch_size=batch_size)
         self._block = max(1, IDS_AHEAD // batch_size)
+        self._epoch = order.steps_per_epoch(n, batch_size)
         self._first = 0
         self._rows = np.zeros((0, batch_size), np.int64)
 
     def __call__(self, data_step: int, count: int) -> np.ndarray:
         at = data_step - self._first
-        if not 0 <= at <= at + count <= len(self._rows):
-            self._first, at = data_step, 0
-            self._rows = self._draw(data_step, max(count, self._block))
-        return self._rows[at : at + count]
+        if 0 <= at <= at + count <= len(self._rows):
+            return self._rows[at : at + count]
+        held = self._rows[at:] if 0 <= at < len(self._rows) else self._rows[:0]
+        self._first = data_step + len(held)
+        # Blocks end where epochs do, if they can: these are drawn fastest whole.
+        stop = self._first + self._block
+        stop = max(data_step + count, stop - stop % self._epoch if stop % self._epoch < self._block else stop)
+        self._rows = self._draw(self._first, stop - self._first)
+        rest = self._rows[: count - len(held)]
+        return np.concatenate([held, rest]) if len(held) else rest

@@ -61,10 +61,12 @@ class Session:
     ):
         self.plan, self.strategy, self.folder, self.save, self.progress = plan, strategy, folder, save, progress
         self.hooks = list(hooks)
+        # Small programs emit a row every few microseconds: a call for each hook that has no use for it would be felt.
+        self._takers = [h.row for h in self.hooks if getattr(h.row, "__func__", None) is not Hook.row]
         self.windows = windows
         self.history: list[dict[str, Any]] = []
         self.timing: list[dict[str, Any]] = []
-        self.values: dict[str, Any] = {}
+        self.values: dict[str, Any] = {}  # the last of each name, of step and epoch too
         self.skips: list[tuple[int, int]] = []
         self.finite = True
         self.like = like
@@ -110,7 +112,7 @@ class Session:
     def emit(self, row: dict[str, Any]) -> None:
         """A completed row: to the history, the files and the hooks."""
         self.history.append(row)
-        self.values |= {k: v for k, v in row.items() if k not in ("step", "epoch")}
+        self.values.update(row)
         if "nonfinite_step" in row:
             self.finite = False
         if self.folder is not None:
@@ -119,8 +121,8 @@ class Session:
             self._board.scalars(row["step"], row)
         if self.saver is not None:
             self.saver.row(row)
-        for hook in self.hooks:
-            hook.row(row)
+        for take in self._takers:
+            take(row)
         if self.progress is not None:
             self.progress.row({name: value for name, value in row.items() if "@" not in name})
 
@@ -276,7 +278,7 @@ class Session:
                 step=step,
                 plan=self.plan,
                 state=engine.state,
-                values=dict(self.values),
+                values={k: v for k, v in self.values.items() if k not in ("step", "epoch")},
                 final=final or stop is not None or engine.data_step == self.plan.steps,
                 report=functools.partial(self._report, step),
                 journal=self.journal,
@@ -410,7 +412,7 @@ class Session:
         extra = restored.extra
         self.values = {}
         for row in self.history:
-            self.values |= {k: v for k, v in row.items() if k not in ("step", "epoch")}
+            self.values.update(row)
         self.finite = not any("nonfinite_step" in row for row in self.history)
         self.windows.recall(extra["windows"])
         if hooks:

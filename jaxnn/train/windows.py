@@ -1,5 +1,6 @@
 """Log windows: from the sums of steps, as they come back from the device, to the rows that people read."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -53,6 +54,15 @@ def _last_gradient(at: int, sums: Mapping[str, Mean], found: list[tuple[int, int
     return max(bad, key=lambda name: place.get(name.removeprefix(prefix).rpartition("/")[0], -1))
 
 
+def _totals(parts: np.ndarray) -> list[float]:
+    """The sums of the rows of [windows, every], from the left and from 0.0 on, as `Windows._take` adds them up."""
+    parts = parts.astype(np.float64)
+    bound = np.abs(parts).sum()
+    if bound < 2**53 and (parts == np.rint(parts)).all():  # sums of integers, as most weights are, have no order
+        return (parts.sum(axis=1) + 0.0).tolist()
+    return (np.cumsum(parts, axis=1)[:, -1] + 0.0).tolist()  # a sum of -0.0s alone would else have another sign
+
+
 class Windows:
     """Adds up the sums of `every` data steps into a row, in float64 and strictly in order, so that the way in which a
     run was cut into dispatches never changes a digit.
@@ -95,17 +105,15 @@ class Windows:
         columns = {}
         for name, mean in sums.items():
             if not name.startswith(LEAVES):
-                parts = (np.asarray(part[start:stop], np.float64).reshape(whole, -1) for part in mean)
-                # From 0.0 on, as `_take` does: a sum of -0.0s alone would else have another sign.
-                columns[name] = [(np.cumsum(part, axis=1)[:, -1] + 0.0).tolist() for part in parts]
-        rows = []
-        for i in range(whole):
-            step = first + (i + 1) * self.every
-            row: dict[str, Any] = {"step": step, "epoch": round(step / self.epoch, 6)}
-            for name, (totals, weights) in columns.items():
-                row[name] = self.finish(name, Mean(totals[i], weights[i]))
-            rows.append(row)
-        return rows
+                totals, weights = (_totals(np.asarray(part)[start:stop].reshape(whole, -1)) for part in mean)
+                columns[name] = list(map(self.finish, itertools.repeat(name), map(Mean, totals, weights)))
+        steps = range(first + self.every, self.step + 1, self.every)
+        names = ("step", "epoch", *columns)
+        return [dict(zip(names, row)) for row in zip(steps, map(self._epochs, steps), *columns.values())]
+
+    def _epochs(self, step: int) -> float:
+        whole, rest = divmod(step, self.epoch)
+        return round(step / self.epoch, 6) if rest else float(whole)  # the same, and `round` of a float is slow
 
     def _take(self, first: int, sums: Mapping[str, Mean]) -> None:
         if self._bad is None:
@@ -119,7 +127,7 @@ class Windows:
 
     def flush(self) -> dict[str, Any]:
         """The row of what was taken in since the last one."""
-        row: dict[str, Any] = {"step": self.step, "epoch": round(self.step / self.epoch, 6)}
+        row: dict[str, Any] = {"step": self.step, "epoch": self._epochs(self.step)}
         row |= {name: self.finish(name, Mean(*pair)) for name, pair in self._sums.items()}
         if self._bad is not None:
             row |= {"nonfinite_step": self._bad[0], "nonfinite_name": self._bad[1]}

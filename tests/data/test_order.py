@@ -1,4 +1,5 @@
 import itertools
+import zlib
 
 import numpy as np
 import pytest
@@ -72,6 +73,27 @@ def test_the_order_is_frozen():
     assert order.examples(-3, 100_000, 1, n=60_000, batch_size=6).tolist() == GOLDEN_LATE
     assert order.words(1, 2, np.array([3, 4])).tolist() == GOLDEN_WORDS
     assert order.fold(0).tolist() == [0xE220A8397B1DCDAF]  # splitmix64's first output from state 0
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "data_step", "count", "checksum"),
+    [
+        (100, 1, 0, 700, 2581023903),
+        (100, 1, 37, 450, 2564767216),
+        (7, 1, 3, 400, 3957780388),
+        (65, 7, 9, 100, 3582670372),
+        (1000, 32, 31, 2000, 3666254176),
+        (1000, 32, 31, 3, 3143193892),
+        (4097, 3, 1365, 1400, 3842792670),
+        (16777217, 2, 8388608, 5, 2468167190),
+        (1099511627776, 5, 68719476736, 4, 3152444505),
+    ],
+)
+def test_the_order_is_frozen_however_it_is_drawn(n, batch_size, data_step, count, checksum):
+    """Whole epochs, parts, more epochs than examples, walks, wide domains: as the first version drew them."""
+    ids = order.examples(11, data_step, count, n=n, batch_size=batch_size)
+    assert ids.shape == (count, batch_size)
+    assert zlib.crc32(ids.astype("<i8").tobytes()) == checksum
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(10, 4), (8, 4), (7, 7), (3, 5), (1, 1), (1, 4), (257, 32)])
