@@ -193,7 +193,7 @@ class GPT(nn.Module):
                 own = (cache.keys[i], cache.values[i]) if cache is not None and read else None
                 x, kv = layer(Block)(c, name=f"blocks_{i}")(x, i, key, positions, segment, past, own)
                 each.append(kv)
-            new = None if cache is None else tuple(zip(*each))
+            new = tuple(zip(*each)) if cache is not None else None
         x = _norm(c, "norm_out")(x[:, -1:] if last else x)
         if c.tied:
             logits = embed.attend(x)
@@ -204,7 +204,7 @@ class GPT(nn.Module):
             )
             logits = head(x)
         logits = sharding.constrain(logits.astype(jnp.float32), "batch", "time", "vocab")
-        return logits if cache is None else (logits, cache.written(*new))
+        return logits if cache is None or new is None else (logits, cache.written(*new))
 
 
 def init_cache(config: GPTConfig, batch: int, slots: int, start: Array | None = None) -> Cache:

@@ -1,88 +1,52 @@
-"""Sampling text from a GPT: one compiled program of a fixed shape, without a cache of keys and values."""
-
-import functools
+"""Drawing the next token from logits, an example at a time."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxnn.models.gpt import GPT
-from jaxnn.typing import Array, HostArray, Params
+from jaxnn.typing import Array
 
 
-@functools.partial(jax.jit, static_argnames=("model", "steps", "top_k"))
-def _sample(
-    model: GPT,
-    params: Params,
-    window: Array,
-    filled: Array,
-    temperature: Array,
-    key: Array,
-    steps: int,
-    top_k: int | None,
-) -> Array:
-    length = window.shape[0]
-
-    def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        window, filled, out = carry
-        logits = jnp.asarray(model.apply({"params": params}, window[None]))[0, filled - 1]
-        if top_k is not None:
-            logits = jnp.where(logits >= jax.lax.top_k(logits, top_k)[0][-1], logits, -jnp.inf)
-        scaled = logits / jnp.where(temperature > 0, temperature, 1)
-        drawn = jax.random.categorical(jax.random.fold_in(key, i), scaled)
-        token = jnp.where(temperature > 0, drawn, jnp.argmax(logits)).astype(window.dtype)
-        window = jnp.where(filled == length, jnp.roll(window, -1), window)
-        window = window.at[jnp.minimum(filled, length - 1)].set(token)
-        return window, jnp.minimum(filled + 1, length), out.at[i].set(token)
-
-    return jax.lax.fori_loop(0, steps, step, (window, filled, jnp.zeros(steps, window.dtype)))[2]
-
-
-def generate(
-    model: GPT,
-    params: Params,
-    prompt: bytes | HostArray,
-    *,
-    steps: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    key: Array,
-) -> HostArray:
-    """Continues `prompt` by `steps` tokens, each drawn from the model's distribution given the last `length` tokens.
-
-    Every token costs a forward pass over the whole window, which is right for showing samples and wrong for serving.
+def filter_logits(logits: Array, top_k: int | None = None, top_p: Array | float | None = None) -> Array:
+    """`logits` [..., V] with -inf where a token is not to be drawn.
 
     Args:
-        model: The module; compiled once for each (model, steps, top_k).
-        params: Its parameters.
-        prompt: Bytes, or integer ids [n]; at least one. Of a longer one the last `length` tokens count.
-        steps: How many tokens to add; at least 1.
-        temperature: Divides the logits; 0 takes the likeliest token.
-        top_k: Draw from the k likeliest tokens only (and those that tie with the last of them); None draws from all.
-        key: Typed key; the same key gives the same tokens.
+        logits: [..., V], divided by the temperature.
+        top_k: Keep the k likeliest tokens, and those that tie with the last of them.
+        top_p: Keep the likeliest tokens that together have at least this probability, among those that `top_k` keeps
+            ("nucleus"); the likeliest always.
 
-    Returns:
-        int32 [steps]; `bytes(generate(...).tolist())` where tokens are bytes.
-
-    Raises:
-        ValueError: If the prompt is empty or has ids outside the vocabulary, or a setting is out of range.
+    Source:
+        Fan et al. 2018, arXiv:1805.04833 (top-k); Holtzman et al. 2020, arXiv:1904.09751 (top-p).
     """
-    config = model.config
-    ids = np.frombuffer(prompt, np.uint8) if isinstance(prompt, bytes) else np.asarray(prompt)
-    given = f"models.generate: prompt of shape {ids.shape}, steps={steps}, temperature={temperature}, top_k={top_k}"
-    if ids.ndim != 1 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(
-            f"{given}. Tried: bytes or integer ids [n], n >= 1. Write prompt=b'\\n' to start from nothing."
-        )
-    if ids.min() < 0 or ids.max() >= config.vocab:
-        raise ValueError(
-            f"{given}: ids {ids.min()} to {ids.max()} for a vocabulary of {config.vocab}. Encode it as in training."
-        )
-    if steps < 1 or temperature < 0 or (top_k is not None and not 1 <= top_k <= config.vocab):
-        raise ValueError(
-            f"{given}. Tried: steps >= 1, temperature >= 0, top_k None or 1 to {config.vocab}. Write such values."
-        )
-    ids = ids[-config.length :].astype(np.int32)
-    window = np.zeros(config.length, np.int32)
-    window[: ids.size] = ids
-    return np.asarray(_sample(model, params, window, np.int32(ids.size), np.float32(temperature), key, steps, top_k))
+    if top_k is not None and top_k < logits.shape[-1]:
+        logits = jnp.where(logits >= jax.lax.top_k(logits, top_k)[0][..., -1:], logits, -jnp.inf)
+    if top_p is not None:
+        best = -jnp.sort(-logits, axis=-1)
+        weights = jax.nn.softmax(best, axis=-1)
+        before = jnp.cumsum(weights, axis=-1) - weights
+        # The last token whose likelier ones do not yet have the probability; ties with it stay.
+        keep = (before < top_p).at[..., 0].set(True)
+        least = jnp.min(jnp.where(keep, best, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
+    return logits
+
+
+def draw(
+    keys: Array,
+    logits: Array,
+    temperature: Array | float,
+    top_k: int | None = None,
+    top_p: Array | float | None = None,
+) -> Array:
+    """A token an example: int32 [B].
+
+    Args:
+        keys: Typed keys [B], so that an example's token depends on its own key only.
+        logits: [B, V].
+        temperature: Divides the logits; 0 takes the likeliest token.
+        top_k: See `filter_logits`.
+        top_p: See `filter_logits`.
+    """
+    scaled = filter_logits(logits / jnp.where(temperature > 0, temperature, 1), top_k, top_p)
+    drawn = jax.vmap(jax.random.categorical)(keys, scaled)
+    return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)

@@ -44,12 +44,13 @@ class Cache(NamedTuple):
             at = (zero,) * (old.ndim - 2) + (jnp.asarray(self.filled, jnp.int32), zero)
             return lax.dynamic_update_slice(old, jnp.swapaxes(new, -2, -3).astype(old.dtype), at)
 
-        if not isinstance(self.keys, tuple):
+        if isinstance(self.keys, tuple):
+            count = keys[0].shape[-3]
+            now_keys, now_values = tuple(map(write, self.keys, keys)), tuple(map(write, self.values, values))
+        else:
             count = keys.shape[-3]
-            return Cache(write(self.keys, keys), write(self.values, values), self.start, self.filled + count)
-        count = keys[0].shape[-3]
-        both = (tuple(map(write, old, new)) for old, new in ((self.keys, keys), (self.values, values)))
-        return Cache(*both, self.start, self.filled + count)
+            now_keys, now_values = write(self.keys, keys), write(self.values, values)
+        return Cache(now_keys, now_values, self.start, self.filled + count)
 
 
 def cached_attention(
