@@ -133,80 +133,24 @@ def _clean(text: str) -> str:
     return " ".join(text.translate(str.maketrans({"¶": " ", "[": "", "]": "", "\\": ""})).split())
 
 
-_ONES = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-_UNOS = [
-    "cero",
-    "uno",
-    "dos",
-    "tres",
-    "cuatro",
-    "cinco",
-    "seis",
-    "siete",
-    "ocho",
-    "nueve",
-    "diez",
-    "once",
-    "doce",
-    "trece",
-    "catorce",
-    "quince",
-    "dieciséis",
-    "diecisiete",
-    "dieciocho",
-    "diecinueve",
-    "veinte",
-    "veintiuno",
-    "veintidós",
-    "veintitrés",
-    "veinticuatro",
-    "veinticinco",
-    "veintiséis",
-    "veintisiete",
-    "veintiocho",
-    "veintinueve",
-]
-_DIEZ = ["treinta", "cuarenta", "cincuenta", "sesenta", "setenta", "ochenta", "noventa"]
-_CIEN = [
-    "ciento",
-    "doscientos",
-    "trescientos",
-    "cuatrocientos",
-    "quinientos",
-    "seiscientos",
-    "setecientos",
-    "ochocientos",
-    "novecientos",
-]
+# A space parts the words of a table, so that a line holds many.
+_ENGLISH = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety"
+)
+_SPANISH = (
+    "cero uno dos tres cuatro cinco seis siete ocho nueve diez once doce trece catorce quince dieciséis diecisiete "
+    "dieciocho diecinueve veinte veintiuno veintidós veintitrés veinticuatro veinticinco veintiséis veintisiete "
+    "veintiocho veintinueve treinta cuarenta cincuenta sesenta setenta ochenta noventa ciento doscientos trescientos "
+    "cuatrocientos quinientos seiscientos setecientos ochocientos novecientos"
+)
 
 
 def _english(n: int) -> str:
     if n < 20:
-        return _ONES[n]
+        return _ENGLISH.split()[n]
     if n < 100:
-        return _TENS[n // 10 - 2] + (f" {_ONES[n % 10]}" if n % 10 else "")
+        return _ENGLISH.split()[18 + n // 10] + (f" {_english(n % 10)}" if n % 10 else "")
     for unit, name in ((1000, "thousand"), (100, "hundred")):
         if n >= unit:
             rest = n % unit
@@ -216,13 +160,13 @@ def _english(n: int) -> str:
 
 def _spanish(n: int) -> str:
     if n < 30:
-        return _UNOS[n]
+        return _SPANISH.split()[n]
     if n < 100:
-        return _DIEZ[n // 10 - 3] + (f" y {_UNOS[n % 10]}" if n % 10 else "")
+        return _SPANISH.split()[27 + n // 10] + (f" y {_spanish(n % 10)}" if n % 10 else "")
     if n == 100:
         return "cien"
     if n < 1000:
-        return _CIEN[n // 100 - 1] + (f" {_spanish(n % 100)}" if n % 100 else "")
+        return _SPANISH.split()[36 + n // 100] + (f" {_spanish(n % 100)}" if n % 100 else "")
     thousands = "mil" if n < 2000 else f"{_spanish(n // 1000)} mil"
     return thousands + (f" {_spanish(n % 1000)}" if n % 1000 else "")
 

@@ -171,7 +171,7 @@ class Seq2Seq(nn.Module):
         def dense(features: int, **settings: Any) -> Dense:
             return Dense(features, matmul_dtype=c.matmul_dtype, **settings)
 
-        self.embed = Embed(c.vocab, c.embed, matmul_dtype=c.matmul_dtype)
+        self.embed = Embed(c.vocab, c.embed, nn.initializers.normal(c.embed**-0.5), c.matmul_dtype)
         self.encoder = RNN(c.cell(c.width, c.matmul_dtype), c.layers, bidirectional=True, dropout=c.dropout)
         self.attention = AdditiveAttention(c.attention, c.matmul_dtype)
         self.decoder = [c.cell(c.width, c.matmul_dtype) for _ in range(c.layers)]
