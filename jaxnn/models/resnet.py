@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from jaxnn import sharding
 from jaxnn.models.blocks import layer
@@ -20,6 +21,12 @@ from jaxnn.models.pooling import Form
 from jaxnn.models.vision import check_choice, check_input, check_sizes, padded_max_pool, preset
 from jaxnn.typing import Array
 
+# How parameters are split over devices that share a layer (`parallel.tensor`): by output channels.
+RULES: Mapping[str, P] = {
+    "(stem|conv1|conv2|conv3|downsample)/kernel": P(None, None, None, "model"),
+    "role:vector": P(),
+    "role:head": P(),
+}
 _IMAGENET = {"widths": (64, 128, 256, 512), "stem": "imagenet", "shortcut": "projection", "classes": 1000}
 _SMALL = {"widths": (16, 32, 64), "block": "basic", "stem": "small", "shortcut": "pad", "classes": 10}
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
