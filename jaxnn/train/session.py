@@ -80,9 +80,9 @@ class Session:
         self.speed = Speed(plan, flops)
         self._first = 0
         self.profile: Profile | None = None
+        self._together = Together() if parallel.process_count() > 1 else None
         self.stored: Mapping[str, Any] = {}  # the optimizer's constants, as the checkpoint had them
 
-        self._together = Together() if parallel.process_count() > 1 else None
     @property
     def engine(self) -> Engine:
         """What drives the state; set once the state exists."""
@@ -155,10 +155,10 @@ class Session:
                     *(n for n in (self.save.every, self._best_every) if n),
                 ]
             ]
-            stops += [a for a in [*(a for a, _ in self.skips), *(self.profile.span if self.profile else ())] if a > at]
-            target = min([plan.steps, *stops])
             if self._together is not None:
                 stops.append(self._together.after(at))
+            stops += [a for a in [*(a for a, _ in self.skips), *(self.profile.span if self.profile else ())] if a > at]
+            target = min([plan.steps, *stops])
             save_due = self._advance(target, signals)
             engine_at = engine.data_step
             stop: str | None = None
@@ -187,8 +187,6 @@ class Session:
                 self.checkpoint()
         return None
 
-    def _profile(self, step: int) -> None:
-        if self.profile is None:
     def _advance(self, target: int, signals: Signals) -> bool:
         """Runs to a data step, or until something is to be done before; gives whether a save is due by the clock.
 
@@ -214,6 +212,8 @@ class Session:
         if self._together is not None:
             self._together.meet(self.engine.data_step, signals, False)
 
+    def _profile(self, step: int) -> None:
+        if self.profile is None:
             return
         with self.speed.aside():
             table = self.profile.at(step)
@@ -285,10 +285,10 @@ class Session:
                 show=self.show,
             )
             action = hook.act(at)
-            if action is None or isinstance(action, Continue):
-                continue
             parallel.beat()
             same_action(hook.name, step, action)
+            if action is None or isinstance(action, Continue):
+                continue
             if isinstance(action, Stop):
                 self.journal("stop", hook=hook.name, reason=action.reason)
                 self.show(f"{hook.name}: stopping at step {step}: {action.reason}")
