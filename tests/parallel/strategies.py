@@ -5,7 +5,9 @@ from typing import Any
 
 from jaxnn import models, parallel
 
-RULES = {"mlp": models.mlp.RULES, "cnn": models.cnn.RULES, "gpt": models.gpt.RULES}
+RULES = {"mlp": models.mlp.RULES, "gpt": models.gpt.RULES} | dict.fromkeys(
+    ("cnn", "ghost", "poisoned"), models.cnn.RULES
+)
 
 
 def _tensor(**settings: Any) -> Callable[[str, int | None], Any]:
