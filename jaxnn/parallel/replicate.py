@@ -101,9 +101,9 @@ class Replicate(Single):
         return jax.jit(step, donate_argnums=0, in_shardings=(whole, self.split()), out_shardings=(whole, whole))
 
     def compile_map(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        whole, split = self.replicated, self.split()
+        # Parameters that another strategy has split are gathered here.
         region = jax.shard_map(fn, mesh=self.mesh, in_specs=(P(), P(), P(AXIS)), out_specs=P(AXIS), check_vma=False)
-        return jax.jit(region, in_shardings=(whole, whole, split), out_shardings=split)
+        return jax.jit(region, out_shardings=self.split())
 
     def put_rows(self, rows: np.ndarray) -> Any:
         return place(rows, self.split(1), alias=True)
