@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 REFUSED, GIVEN_UP = 2, 3
 POLL_S = 0.05
@@ -146,6 +146,20 @@ class _Process:
         return f"ended with status {status}"
 
 
+class End(NamedTuple):
+    """How an attempt ended.
+
+    Attributes:
+        outcome: The job's exit status; or why it has to be started again.
+        culprit: Whose fault that is.
+        step: How far it had come.
+    """
+
+    outcome: int | str
+    culprit: _Process | None = None
+    step: int = -1
+
+
 class Supervisor:
     """A job of `processes` processes of the command `words`; `run` returns its exit status.
 
@@ -218,23 +232,22 @@ class Supervisor:
             environment["JAXNN_RESUME"] = "auto"
         return environment
 
-    def _attempt(self, job: Path, again: bool) -> tuple[int | str, _Process | None, int]:
+    def _attempt(self, job: Path, again: bool) -> End:
         """One start of all processes: an exit status or why it failed, whose fault that is, and how far it came."""
         environment = self._environment(job, again)
         processes: list[_Process] = []
         try:
             for index in range(self._count):
                 processes.append(_Process(index, self._words, environment, self.say))
-            outcome, culprit = self._watch(processes)
+            return self._watch(processes)
         except OSError as error:
             self.say(f"jaxnn launch: {self._words[0]!r} cannot be started ({error.strerror or error}).")
-            return REFUSED, None, -1
+            return End(REFUSED)
         finally:
             for process in processes:
                 process.finish()
-        return outcome, culprit, max(process.step for process in processes)
 
-    def _watch(self, processes: list[_Process]) -> tuple[int | str, _Process | None]:
+    def _watch(self, processes: list[_Process]) -> End:
         """Waits until the job has ended, in whichever way."""
         deadline: float | None = None  # of an end that was asked for
         while True:
@@ -252,44 +265,44 @@ class Supervisor:
                     for process in processes:
                         process.send_alone(signal.SIGTERM)
             if len(ended) == len(processes):
-                return self._ended(bad)
+                return self._ended(processes, bad)
             if deadline is not None:
                 if time.monotonic() > deadline:
                     late = ", ".join(str(p.index) for p in processes if p.status is None)
                     self.say(f"jaxnn launch: killed process {late}: {self._limits.grace_s:g} s after it was to end.")
-                    return 128 + (self._asked or signal.SIGTERM), None
+                    return End(128 + (self._asked or signal.SIGTERM))
             elif bad:
                 time.sleep(HEADSTART_S)
-                return self._ended(sorted(bad, key=lambda p: p.ended_at or 0))
+                return self._ended(processes, bad)
             elif stalled := [p for p in processes if p.status is None and p.silent_s(self._limits) > 0]:
                 return self._stalled(processes, max(stalled, key=lambda p: p.silent_s(self._limits)))
 
-    def _ended(self, bad: list[_Process]) -> tuple[int | str, _Process | None]:
-        if self._asked is not None and all(_is_request(p.status) or p.status == 0 for p in bad):
-            return (128 + self._asked if bad else 0), None
+    def _ended(self, processes: list[_Process], bad: list[_Process]) -> End:
         if not bad:
-            return 0, None
+            return End(0)
+        if self._asked is not None:
+            return End(128 + self._asked)
         first = bad[0]
         if first.status == REFUSED:
-            return REFUSED, None
+            return End(REFUSED)
         if _is_request(first.status):
-            return 128 + signal.SIGTERM if first.status == -signal.SIGTERM else int(first.status or 0), None
-        if self._asked is not None:
-            return 128 + self._asked, None
-        return f"process {first.index} {first.text()}", first
+            number = first.status or 0
+            return End(128 - number if number < 0 else number)
+        return End(f"process {first.index} {first.text()}", first, max(p.step for p in processes))
 
-    def _stalled(self, processes: list[_Process], culprit: _Process) -> tuple[str, _Process]:
+    def _stalled(self, processes: list[_Process], culprit: _Process) -> End:
         limit = self._limits.start_s if culprit.heard_at is None else self._limits.stall_s
         stopped = next((p for p in processes if p.is_stopped()), None)
         culprit = stopped or culprit
         why = " (it is stopped)" if stopped is not None else ""
         what = f"process {culprit.index} has not moved for {limit:g} s{why}"
+        step = max(p.step for p in processes)  # before it goes on, if it does
         self.say(f"jaxnn launch: {what}; the stacks of all:")
         for process in processes:
             process.send_alone(signal.SIGUSR1)  # faulthandler writes the stacks; a stopped process once it goes on
             process.send_alone(signal.SIGCONT)
         time.sleep(STACKS_S)
-        return what, culprit
+        return End(what, culprit, step)
 
 
 def _is_request(status: int | None) -> bool:

@@ -8,6 +8,7 @@ process 0's clock. Between these points nothing that a process does depends on i
 import dataclasses
 import hashlib
 import sys
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,11 +33,13 @@ class Together:
         at: The data step of the next one.
         steps: Done since the last one.
         seconds: Taken by them.
+        met_at: When the last one was.
     """
 
     at: int = 0
     steps: int = 0
     seconds: float = 0.0
+    met_at: float = dataclasses.field(default_factory=time.monotonic)
 
     def after(self, step: int) -> int:
         """The data step of the next meeting, after `step`."""
@@ -52,13 +55,14 @@ class Together:
             signals: Takes in what any process has noticed.
             save_due: Whether this one's clock says that a checkpoint is due.
         """
-        per_step = self.seconds / max(1, self.steps)
-        heard = parallel.numbers(signals.noticed or 0, save_due, per_step)
+        now, steps = time.monotonic(), max(1, self.steps)
+        # Hooks and saves between steps count for the next meeting, not for the length of dispatches.
+        heard = parallel.numbers(signals.noticed or 0, save_due, self.seconds / steps, (now - self.met_at) / steps)
         if (number := int(heard[:, 0].max())) and signals.received is None:
             signals.received = number
-        per_step = max(1e-9, float(heard[0, 2]))
-        self.at, self.steps, self.seconds = step + max(1, int(MEET_S / per_step)), 0, 0.0
-        return bool(heard[0, 1]), per_step
+        self.at, self.steps, self.seconds = step + max(1, int(MEET_S / max(1e-9, float(heard[0, 3])))), 0, 0.0
+        self.met_at = time.monotonic()
+        return bool(heard[0, 1]), max(1e-9, float(heard[0, 2]))
 
 
 def first_does(action: Callable[[], Any]) -> Any:

@@ -4,6 +4,7 @@ Imported by the tests, which run the same function in their own process for the 
 """
 
 import dataclasses
+import json
 import os
 import signal
 import time
@@ -38,15 +39,19 @@ class Config:
 
 
 class Recorded:
-    """A source that writes down which examples each process reads."""
+    """A source that writes down which examples each process reads for which step."""
 
-    def __init__(self, source: data.Arrays, folder: Path):
-        self.source, self.folder = source, folder
+    takes_step = True
+
+    def __init__(self, source: data.Arrays, path: Path):
+        self.source, self.path = source, path
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def take(self, index: np.ndarray) -> dict[str, np.ndarray]:
+    def take(self, index: np.ndarray, step: int = 0) -> dict[str, np.ndarray]:
+        with open(self.path, "a") as file:
+            file.write(json.dumps([step, np.asarray(index).tolist()]) + "\n")
         return self.source.take(index)
 
     def resident(self) -> None:
@@ -95,20 +100,23 @@ def main(cfg: Config) -> None:
 
 def fit(cfg: Config, strategy: Any) -> train.Run:
     task, source = parts(cfg.model)
+    validation = source[:20]
+    if cfg.ids is not None:
+        source = Recorded(source, Path(f"{cfg.ids}-{parallel.process_index()}"))
     return train.fit(
         task,
-        optax.sgd(0.1, momentum=0.9),
+        optax.sgd(0.05, momentum=0.9),
         source,
         batch_size=cfg.batch,
         steps=cfg.steps,
         seed=3,
         strategy=strategy,
-        validation=source[:20],
+        validation=validation,
         validate_every=15,
         hooks=[Trouble(cfg)],
         log=train.Log(every=1, progress=False),
         save=train.Checkpointing(every=cfg.every, minutes=None),
-        dispatch=train.Dispatch(resident=cfg.where == "device"),
+        dispatch=train.Dispatch(resident=cfg.where == "device" and cfg.ids is None),
         out=cfg.out,
         resume=cfg.resume,
         config={"model": cfg.model} | ({"width": parallel.process_index()} if cfg.vary else {}),

@@ -1,0 +1,274 @@
+"""Jobs of several real processes, with real signals: they equal one device, and survive what happens to one of them.
+
+`STRATEGIES` is the table that a strategy joins by a line.
+"""
+
+import functools
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxnn import parallel, runs
+from jaxnn.data import order
+from tests.integration import job
+
+pytestmark = pytest.mark.multiprocess
+ROOT = Path(job.__file__).parents[2]
+PROGRAM = [sys.executable, "-m", "tests.integration.job"]
+STRATEGIES = ["replicate", "zero1", "zero2", "zero3", "fsdp"]
+GIVEN_UP = 3
+
+
+def command(processes, options, launch=()):
+    words = [word for name, value in options.items() for word in option(name, value)]
+    head = [sys.executable, "-m", "jaxnn", "launch", "--processes", str(processes), *launch, "--"]
+    return [*(head if processes else []), *PROGRAM, *words]
+
+
+def option(name, value):
+    if isinstance(value, bool):
+        return [f"--{name}"] if value else []
+    return [f"--{name}", str(value)]
+
+
+def start(processes, options, launch=(), **environment):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command(processes, options, launch), cwd=ROOT, env=os.environ | environment, **pipes)
+
+
+def run(processes, *launch, status=0, **options):
+    """The log of a job that ends with `status`."""
+    process = start(processes, options, launch)
+    log, _ = process.communicate(timeout=240)
+    assert process.returncode == status, log
+    return log
+
+
+def losses(out):
+    rows = runs.MetricFile(Path(out) / "metrics.jsonl").read()
+    return np.array([row["loss"] for row in rows if "loss" in row])
+
+
+def params(out):
+    step = max(row.step for row in runs.stored.listing(Path(out) / "checkpoints"))
+    arrays, problems = runs.stored.read_arrays(runs.stored.step_folder(Path(out) / "checkpoints", step))
+    assert not problems
+    return {name: array for name, array in arrays.items() if name.startswith(("params", "model_state"))}
+
+
+def bytes_of(out):
+    return (Path(out) / "metrics.jsonl").read_bytes(), {name: x.tobytes() for name, x in params(out).items()}
+
+
+@functools.cache
+def alone(temporary, model, where):
+    """The run on one device of this process."""
+    out = temporary / f"{model}-{where}"
+    job.fit(job.Config(model=model, where=where, out=str(out)), parallel.single())
+    return out
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    return functools.partial(alone, tmp_path_factory.mktemp("alone"))
+
+
+@functools.cache
+def undisturbed_job(temporary):
+    out = temporary / "undisturbed"
+    run(2, out=out, where="host")
+    return out
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Two processes, streamed, that nothing happens to."""
+    return undisturbed_job(tmp_path_factory.mktemp("jobs"))
+
+
+def assert_equal(out, expected):
+    assert len(losses(expected)) >= job.STEPS
+    np.testing.assert_allclose(losses(out), losses(expected), rtol=1e-5, atol=1e-5)
+    found, right = params(out), params(expected)
+    assert found.keys() == right.keys()
+    for name in right:
+        np.testing.assert_allclose(found[name], right[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_two_processes_equal_one_device_and_one_of_them_writes(tmp_path, one_device):
+    log = run(2, out=tmp_path / "run")
+    assert "[0] finished 50" in log
+    assert_equal(tmp_path / "run", one_device("mlp", "device"))
+    events = [row["event"] for row in runs.Journal(tmp_path / "run" / "journal.jsonl").read()]
+    assert events == ["start", *["save"] * 5, "end"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    ("model", "where", "processes", "devices"),
+    [
+        ("mlp", "host", 4, 1),
+        ("cnn", "device", 2, 2),
+        ("cnn", "host", 4, 1),
+        ("gpt", "device", 4, 1),
+        ("gpt", "host", 2, 2),
+    ],
+)
+def test_processes_equal_one_device(tmp_path, one_device, strategy, model, where, processes, devices):
+    out = tmp_path / "run"
+    run(processes, "--devices-per-process", str(devices), out=out, model=model, where=where, strategy=strategy)
+    assert_equal(out, one_device(model, where))
+
+
+# ---- what happens to a process
+
+
+@pytest.mark.slow
+def test_after_kill_9_the_job_goes_on_to_the_same_bytes(tmp_path, undisturbed):
+    out = tmp_path / "run"
+    log = run(2, out=out, where="host", pause=0.02, fail=25, how="kill")
+    assert "process 1 was killed by SIGKILL at step 25; starting all 2 processes again" in log
+    events = runs.Journal(out / "journal.jsonl").read()
+    assert next(row["step"] for row in events if row["event"] == "resume") < 25
+    assert bytes_of(out) == bytes_of(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_stopped_process_is_noticed_and_the_stacks_of_all_are_shown(tmp_path, undisturbed):
+    out = tmp_path / "run"
+    log = run(2, "--stall-seconds", "8", out=out, where="host", pause=0.05, fail=25, how="stop")
+    assert "process 1 has not moved for 8 s (it is stopped)" in log
+    stacks = log[log.index("the stacks of all") : log.index("starting all 2 processes again")]
+    for index in (0, 1):
+        assert re.search(rf'^\[{index}\]   File ".*session.py", line \d+ in run$', stacks, re.MULTILINE)
+    assert re.search(r"^\[1\]   File .*job.py.* in act$", stacks, re.MULTILINE)  # where it was stopped
+    assert bytes_of(out) == bytes_of(undisturbed)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_makes_all_save_at_one_step(tmp_path, undisturbed):
+    out = tmp_path / "run"
+    log = run(2, out=out, where="host", pause=0.1, fail=5, how="term", status=128 + signal.SIGTERM)
+    step = int(re.search(r"interrupted by SIGTERM at step (\d+) of 50. Saved at step \1", log)[1])
+    assert 5 <= step < 50
+    assert max(row.step for row in runs.stored.listing(out / "checkpoints") if row.good) == step
+    assert "starting all" not in log
+    run(2, out=out, where="host", resume=True)
+    assert bytes_of(out) == bytes_of(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_launcher_passes_a_request_to_end_on(tmp_path, number):
+    out = tmp_path / "run"
+    process = start(2, {"out": out, "pause": 0.1})
+    metrics = out / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(number)
+    log, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, log
+    assert "asking all processes to save and end" in log
+    assert "Saved at step" in log
+
+
+@pytest.mark.slow
+def test_a_crash_loop_is_given_up_and_its_cause_told(tmp_path):
+    log = run(
+        2, "--restarts", "1", out=tmp_path / "run", where="host", pause=0.02, fail=25, how="loop", status=GIVEN_UP
+    )
+    assert log.count("starting all 2 processes again") == 1
+    tail = log[log.index("Given up after 1 restarts without progress") :]
+    assert "process 1 ended with status 1 at step 25" in log
+    assert "    RuntimeError: a bug in process 1" in tail
+
+
+# ---- other numbers of processes and devices
+
+
+def ids_read(folder, name, processes):
+    """step -> the ids that the processes read for it, in their order; of one attempt."""
+    steps = {}
+    for index in range(processes):
+        for line in (folder / f"{name}-{index}").read_text().splitlines():
+            step, ids = json.loads(line)
+            steps.setdefault(step, {})[index] = ids
+    return {
+        step: [i for part in sorted(parts) for i in parts[part]]
+        for step, parts in steps.items()
+        if len(parts) == processes
+    }
+
+
+@pytest.mark.slow
+def test_other_numbers_of_processes_go_on_with_the_right_examples(tmp_path, one_device):
+    out = tmp_path / "run"
+    read = {}
+    at = 0
+    for processes, devices, steps in ((2, 1, 20), (4, 2, 33), (0, 1, 41), (2, 4, 50)):
+        name = f"ids-{processes}-{steps}"
+        options = {"out": out, "steps": steps, "ids": tmp_path / name, "resume": at > 0}
+        log = run(processes, *(["--devices-per-process", str(devices)] if processes else []), **options)
+        assert f"finished {steps}" in log
+        found = ids_read(tmp_path, name, max(1, processes))
+        read |= {step: found[step] for step in range(at, steps)}
+        at = steps
+    expected = order.examples(3, 0, job.STEPS, n=job.EXAMPLES, batch_size=job.BATCH)
+    np.testing.assert_array_equal(np.array([read[step] for step in range(job.STEPS)]), np.maximum(expected, 0))
+    assert_equal(out, one_device("mlp", "host"))
+
+
+@pytest.mark.slow
+def test_slurm_s_variables_are_enough(tmp_path, one_device):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
+    slurm |= {"JAX_COORDINATOR_PORT": str(port), "XLA_FLAGS": "", "JAXNN_RESUME": "auto"}
+    options = {"out": tmp_path / "run"}
+    jobs = [start(0, options, **slurm, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(2)]
+    logs = [process.communicate(timeout=120)[0] for process in jobs]
+    assert [process.returncode for process in jobs] == [0, 0], logs
+    assert_equal(tmp_path / "run", one_device("mlp", "device"))
+
+
+# ---- what is refused
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 15}, "a global batch of 15 examples does not divide over 2 devices"),
+        ({"vary": True}, "config.width: 0 -> 1"),
+        ({"strategy": "single"}, "leave out process 1 of 2"),
+    ],
+)
+def test_what_a_job_cannot_do_is_refused_once(tmp_path, options, message):
+    log = run(2, out=tmp_path / "run", status=2, **options)
+    assert message in log
+    assert "starting all" not in log
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_come_are_told(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    job_of_two = {"JAXNN_COORDINATOR": f"127.0.0.1:{port}", "JAXNN_PROCESSES": "2", "JAXNN_PROCESS": "0"}
+    process = start(0, {"out": tmp_path / "run"}, **job_of_two, JAXNN_START_SECONDS="5")
+    log, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "parallel.initialize: process 0 of 2" in log

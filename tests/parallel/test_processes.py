@@ -1,0 +1,78 @@
+import os
+import select
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from jaxnn import parallel
+from jaxnn.parallel import beats, processes
+
+
+def test_without_a_job_nothing_happens():
+    assert not parallel.initialize()
+    assert (parallel.process_count(), parallel.process_index()) == (1, 0)
+    value = {"a": [1, 2]}
+    assert parallel.agree(value) is value
+    assert parallel.gather(3) == [3]
+    np.testing.assert_array_equal(parallel.numbers(1.5, 2), [[1.5, 2.0]])
+    parallel.meet("here")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"coordinator": "127.0.0.1:1234"}, "without JAXNN_PROCESSES and JAXNN_PROCESS"),
+        ({"coordinator": "nowhere", "processes": 2, "process": 0}, "Give a coordinator HOST:PORT"),
+        ({"coordinator": "127.0.0.1:1234", "processes": 2, "process": 2}, "Give a coordinator HOST:PORT"),
+        ({"coordinator": "127.0.0.1:99999", "processes": 2, "process": 0}, "Give a coordinator HOST:PORT"),
+    ],
+)
+def test_a_job_that_makes_no_sense_is_refused(given, message):
+    with pytest.raises(ValueError, match=r"^parallel\.initialize: ") as refused:
+        parallel.initialize(**given)
+    assert message in str(refused.value)
+
+
+def test_the_environment_is_read(monkeypatch):
+    monkeypatch.setenv(processes.COORDINATOR, "127.0.0.1:1234")
+    monkeypatch.setenv(processes.PROCESSES, "two")
+    monkeypatch.setenv(processes.PROCESS, "0")
+    with pytest.raises(ValueError, match="JAXNN_PROCESSES=two"):
+        parallel.initialize()
+
+
+def test_a_port_in_use_is_told_before_jax_ends_the_process():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"port {port} of the coordinator .* cannot be used .* Give a free port"):
+            parallel.initialize(f"127.0.0.1:{port}", 2, 0)
+
+
+def test_a_coordinator_that_is_not_there_is_told():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.raises(ValueError, match=f"process 1 of 2 does not reach the coordinator at 127.0.0.1:{port}"):
+        parallel.initialize(f"127.0.0.1:{port}", 2, 1, timeout_s=0.2)
+
+
+def test_beats_are_told_while_the_loop_moves_and_not_otherwise(monkeypatch):
+    reads, writes = os.pipe()
+    ended = threading.Event()
+    monkeypatch.setattr(beats, "EVERY_S", 0.01)
+    monkeypatch.setattr(beats.os, "kill", lambda *_: ended.set())
+    parallel.beat(7)
+    threading.Thread(target=beats._tell, args=(writes,), daemon=True).start()
+    assert os.read(reads, 100) == b"7\n"
+    time.sleep(0.1)
+    assert not select.select([reads], [], [], 0)[0]
+    parallel.beat()
+    assert os.read(reads, 100) == b"7\n"
+    os.close(reads)  # the supervisor is gone
+    assert ended.wait(10)
+    os.close(writes)
