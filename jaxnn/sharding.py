@@ -113,7 +113,22 @@ def read(path: str, part: Array) -> Array:
     if current.anchor is not None:
         # Or every layer's parameters may be gathered at once, before the first layer runs.
         part, _ = jax.lax.optimization_barrier((part, current.anchor))
-    return current.whole(path, part)
+    found = current.whole(path, part)
+    return found if current.change is None else current.change(found)
+
+
+@contextlib.contextmanager
+def changing(change: Callable[[Array], Array]) -> Iterator[None]:
+    """While tracing inside, what `read` gives went through `change` first; nothing where parameters are whole."""
+    current = _reading.get()
+    if current is None:
+        yield
+        return
+    token = _reading.set(dataclasses.replace(current, change=change))
+    try:
+        yield
+    finally:
+        _reading.reset(token)
 
 
 @contextlib.contextmanager
