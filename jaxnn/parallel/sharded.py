@@ -9,6 +9,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from jaxnn.parallel import layout
+from jaxnn.parallel.placing import place
 from jaxnn.parallel.replicate import Replicate
 from jaxnn.typing import Params, PyTree
 
@@ -42,8 +43,7 @@ class Sharded(Replicate):
     def put_state(self, state: PyTree) -> PyTree:
         if not hasattr(state, "opt_state"):  # what evaluation needs of a state
             return super().put_state(state)
-        shardings = layout.shardings(self.mesh, self.state_specs(state))
-        return jax.tree.map(lambda x, s: jax.device_put(x, s, may_alias=False), state, shardings)
+        return place(state, layout.shardings(self.mesh, self.state_specs(state)))
 
     def settle(self, state: Any) -> Any:
         return lax.with_sharding_constraint(state, layout.shardings(self.mesh, self.state_specs(state)))
