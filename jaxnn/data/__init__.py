@@ -26,6 +26,9 @@ from jaxnn.data.loader import process_slice as process_slice
 from jaxnn.data.tabular import CSV as CSV
 from jaxnn.data.text import TextFiles as TextFiles
 from jaxnn.data.text import scoring_windows as scoring_windows
+from jaxnn.data.tokenizers import Encoded as Encoded
+from jaxnn.data.tokenizers import Sentences as Sentences
+from jaxnn.data.tokenizers import Tokenizer as Tokenizer
 from jaxnn.data.transforms import mapped as mapped
 from jaxnn.data.transforms import normalize as normalize
 from jaxnn.data.transforms import one_hot as one_hot

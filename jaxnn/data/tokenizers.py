@@ -1,0 +1,332 @@
+"""Byte-pair and WordPiece tokenizers, trained here or loaded, and sentences as padded examples.
+
+A thin layer over the package `tokenizers`, whose files (`tokenizer.json`, `vocab.txt`) it reads and writes. Bytes need
+none of it: `TextFiles`, and `text.encode()`.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from jaxnn.data.arrays import Arrays, take_rows
+from jaxnn.typing import HostArray, Resident
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_PADS, _MASKS = ("[PAD]", "<pad>", "<|endoftext|>"), ("[MASK]", "<mask>")
+
+
+def _package() -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            "data.Tokenizer: the package tokenizers is not installed. Tried: importing it. Write pip install "
+            "'jaxnn-training[text]', or work on bytes: data.TextFiles."
+        ) from error
+    return tokenizers
+
+
+class Encoded(NamedTuple):
+    """Token ids of texts, one after another.
+
+    Attributes:
+        ids: int32, all tokens.
+        types: uint8, 0 for a first text's tokens and 1 for its partner's.
+        starts: int64 [n + 1]; text i is `ids[starts[i] : starts[i + 1]]`.
+    """
+
+    ids: HostArray
+    types: HostArray
+    starts: HostArray
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, i: int) -> HostArray:
+        return self.ids[self.starts[i] : self.starts[i + 1]]
+
+
+class Tokenizer:
+    """Texts to token ids and back.
+
+    Attributes:
+        vocab: Number of tokens.
+        pad: The token that pads.
+    """
+
+    def __init__(self, inner: Any):
+        """Wraps a `tokenizers.Tokenizer`; `load` and `train` make one.
+
+        Raises:
+            ValueError: If it has no token to pad with.
+        """
+        self.inner = inner
+        inner.no_padding()
+        inner.no_truncation()
+        self.vocab: int = inner.get_vocab_size()
+        self.pad = self._first(_PADS, "pad with")
+
+    def _first(self, names: Sequence[str], what: str) -> int:
+        for name in names:
+            if (found := self.inner.token_to_id(name)) is not None:
+                return found
+        raise ValueError(
+            f"data.Tokenizer: {self.vocab} tokens and none to {what}. Tried: {', '.join(names)}. Use a tokenizer that "
+            f"has one."
+        )
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({type(self.inner.model).__name__}, {self.vocab} tokens)"
+
+    @property
+    def mask(self) -> int:
+        """The token that stands for a hidden one.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        return self._first(_MASKS, "mask with")
+
+    @property
+    def special(self) -> tuple[int, ...]:
+        """Ids of the tokens that are no text."""
+        return tuple(sorted(i for i, token in self.inner.get_added_tokens_decoder().items() if token.special))
+
+    def token_id(self, token: str) -> int:
+        """The id of a token.
+
+        Raises:
+            ValueError: If there is no such token.
+        """
+        return self._first((token,), "give")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, lowercase: bool = True) -> "Tokenizer":
+        """A tokenizer from `tokenizer.json`, from BERT's `vocab.txt`, or from a folder that has one of them.
+
+        Args:
+            path: The file, or the folder.
+            lowercase: Whether a model of a bare `vocab.txt` reads lower case without accents.
+
+        Raises:
+            ValueError: If there is no such file, or it is damaged.
+        """
+        file = Path(path).expanduser()
+        if file.is_dir():
+            file = next((file / n for n in ("tokenizer.json", "vocab.txt") if (file / n).is_file()), file)
+        if not file.is_file():
+            raise ValueError(
+                f"data.Tokenizer.load: {str(path)!r} holds no tokenizer. Tried: tokenizer.json, vocab.txt. Give one of "
+                f"these files, or a folder with it."
+            )
+        package = _package()
+        try:
+            if file.suffix == ".txt":
+                vocab = package.models.WordPiece.read_file(str(file))
+                return cls(_wordpiece(package.models.WordPiece(vocab, unk_token="[UNK]"), lowercase, vocab))
+            return cls(package.Tokenizer.from_file(str(file)))
+        except ValueError:
+            raise
+        except Exception as error:  # the package raises bare Exceptions
+            raise ValueError(
+                f"data.Tokenizer.load: {str(file)!r} is no tokenizer ({error}). Tried: reading it. Write it again."
+            ) from error
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        *,
+        vocab: int,
+        kind: Literal["bpe", "wordpiece"] = "bpe",
+        lowercase: bool | None = None,
+    ) -> "Tokenizer":
+        """A tokenizer of `texts`: byte-level byte pairs, which lose nothing, or BERT's WordPiece.
+
+        `SPECIAL` are its first tokens; "wordpiece" puts [CLS] before a text and [SEP] after it. The result depends on
+        the texts and their order alone.
+
+        Args:
+            texts: To learn from.
+            vocab: Most tokens, the special ones and (for "bpe") 256 bytes included.
+            kind: "bpe" (Sennrich et al. 2016, over bytes as GPT-2) or "wordpiece".
+            lowercase: Whether to read lower case without accents; by default "wordpiece" does.
+
+        Raises:
+            ValueError: If the vocabulary is too small, the kind is unknown, or there is no text.
+        """
+        least = len(SPECIAL) + (256 if kind == "bpe" else 1)
+        if kind not in ("bpe", "wordpiece") or vocab < least:
+            raise ValueError(
+                f"data.Tokenizer.train: kind={kind!r}, vocab={vocab}. Tried: bpe or wordpiece, of at least {least} "
+                f"tokens. Write vocab=8192, say."
+            )
+        package = _package()
+        if kind == "wordpiece":
+            inner = _wordpiece(package.models.WordPiece(unk_token="[UNK]"), lowercase is not False, None)
+            make, more = package.trainers.WordPieceTrainer, {}
+        else:
+            inner = package.Tokenizer(package.models.BPE())
+            if lowercase:
+                inner.normalizer = package.normalizers.BertNormalizer(lowercase=True)
+            inner.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
+            inner.decoder = package.decoders.ByteLevel()
+            make, more = package.trainers.BpeTrainer, {"initial_alphabet": package.pre_tokenizers.ByteLevel.alphabet()}
+        trainer = make(vocab_size=vocab, special_tokens=list(SPECIAL), show_progress=False, **more)
+        inner.train_from_iterator(texts, trainer)
+        if inner.get_vocab_size() < least:
+            raise ValueError("data.Tokenizer.train: no text. Tried: learning from what was given. Give texts.")
+        if kind == "wordpiece":
+            _surround(inner, package)
+        return cls(inner)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes `tokenizer.json`, to that file or into that folder."""
+        file = Path(path)
+        self.inner.save(str(file / "tokenizer.json" if file.is_dir() else file))
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, length: int | None = None) -> Encoded:
+        """Ids of texts, or of pairs of texts, with the special tokens that the tokenizer adds.
+
+        Args:
+            texts: Any strings; of an empty one only special tokens are left.
+            pairs: The second texts.
+            length: Most tokens of an example, special ones included; the longer text of a pair is cut first.
+
+        Raises:
+            ValueError: If the numbers differ, or the length leaves no room for text.
+            TypeError: If a text is no string.
+        """
+        if pairs is not None and len(pairs) != len(texts):
+            raise ValueError(
+                f"data.Tokenizer.encode: {len(texts)} texts and {len(pairs)} partners. Tried: pairs. Give one each."
+            )
+        for text in (*texts, *(pairs or ())):
+            if not isinstance(text, str):
+                raise TypeError(
+                    f"data.Tokenizer.encode: {text!r:.60} is {type(text).__name__}. Tried: strings. Decode it first."
+                )
+        added = self.inner.num_special_tokens_to_add(pairs is not None)
+        if length is not None and length <= added:
+            raise ValueError(
+                f"data.Tokenizer.encode: length={length} for {added} special tokens. Tried: cutting the text. Write at "
+                f"least {added + 1}."
+            )
+        try:
+            if length is not None:
+                self.inner.enable_truncation(length)
+            given = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+            found = self.inner.encode_batch(given)
+        finally:
+            self.inner.no_truncation()
+        starts = np.cumsum([0, *(len(e) for e in found)])
+        ids = np.fromiter((i for e in found for i in e.ids), np.int32, starts[-1])
+        types = np.fromiter((i for e in found for i in e.type_ids), np.uint8, starts[-1])
+        return Encoded(ids, types, starts)
+
+    def decode(self, ids: Any) -> str:
+        """The text of ids, without special tokens."""
+        return self.inner.decode(np.asarray(ids).tolist())
+
+
+def _wordpiece(model: Any, lowercase: bool, vocab: Any) -> Any:
+    """BERT's tokenizer around a WordPiece model."""
+    package = _package()
+    inner = package.Tokenizer(model)
+    inner.normalizer = package.normalizers.BertNormalizer(lowercase=lowercase)
+    inner.pre_tokenizer = package.pre_tokenizers.BertPreTokenizer()
+    inner.decoder = package.decoders.WordPiece()
+    if vocab is not None:
+        inner.add_special_tokens([token for token in SPECIAL if token in vocab])
+        _surround(inner, package)
+    return inner
+
+
+def _surround(inner: Any, package: Any) -> None:
+    """[CLS] text [SEP], or [CLS] text [SEP] partner [SEP]."""
+    ends = [(token, inner.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    if all(i is not None for _, i in ends):
+        inner.post_processor = package.processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+        )
+
+
+class Sentences:
+    """Texts, or pairs of texts, as examples of one length a batch, padded.
+
+    Examples are {"x": int32 [B, T]}, for pairs also "types": int32 [B, T], and the arrays given by name. T is the
+    smallest of `buckets` that holds the longest of the batch: a batch of short texts costs less, and a program is
+    compiled for each bucket.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        *,
+        length: int,
+        buckets: Sequence[int] = (),
+        **arrays: Any,
+    ):
+        """Tokenizes all texts.
+
+        Args:
+            tokenizer: Its `pad` fills up.
+            texts: At least one.
+            pairs: The second texts.
+            length: Most tokens of an example; longer ones are cut.
+            buckets: Further lengths of batches, below `length`; none for batches all alike, which may live on the
+                device.
+            arrays: Further arrays [n, ...], the targets "y", say.
+
+        Raises:
+            ValueError: If there is no text, lengths do not fit, or a bucket is out of range.
+        """
+        if not len(texts):
+            raise ValueError("data.Sentences: no texts. Tried: tokenizing them. Give at least one.")
+        bad = [b for b in buckets if not 0 < b < length]
+        if bad:
+            raise ValueError(
+                f"data.Sentences: bucket {bad[0]} for length={length}. Tried: buckets in [1, length). Leave it out."
+            )
+        self.encoded = tokenizer.encode(texts, pairs, length=length)
+        self.pad, self.paired = tokenizer.pad, pairs is not None
+        self.lengths = np.array([*sorted(set(buckets)), length])
+        self.arrays = Arrays(arrays) if arrays else None
+        if self.arrays is not None and len(self.arrays) != len(self.encoded):
+            raise ValueError(
+                f"data.Sentences: {len(self.encoded)} texts and arrays of {len(self.arrays)}. Tried: one row a text. "
+                f"Give as many."
+            )
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __repr__(self) -> str:
+        return f"Sentences({len(self)} of {self.encoded.starts[-1]} tokens, up to {', '.join(map(str, self.lengths))})"
+
+    def _pad(self, index: HostArray, length: int) -> dict[str, HostArray]:
+        start, end = self.encoded.starts[index], self.encoded.starts[index + 1]
+        at = start[:, None] + np.arange(length)
+        inside = at < end[:, None]
+        at = np.where(inside, at, 0)
+        out = {"x": np.where(inside, self.encoded.ids[at], np.int32(self.pad))}
+        if self.paired:
+            out["types"] = np.where(inside, self.encoded.types[at], 0).astype(np.int32)
+        return out | (self.arrays.take(index) if self.arrays is not None else {})
+
+    def take(self, index: HostArray) -> dict[str, HostArray]:
+        """The examples `index` [B], as long as the longest of them needs."""
+        index = np.asarray(index, np.int64)
+        longest = int(np.max(self.encoded.starts[index + 1] - self.encoded.starts[index], initial=1))
+        return self._pad(index, int(self.lengths[np.searchsorted(self.lengths, longest)]))
+
+    def resident(self) -> Resident | None:
+        """All of them at one length; None where there are buckets."""
+        if len(self.lengths) > 1:
+            return None
+        return Resident(self._pad(np.arange(len(self)), int(self.lengths[0])), take_rows)
