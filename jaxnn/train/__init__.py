@@ -37,6 +37,7 @@ from jaxnn.train.hooks import Rewind as Rewind
 from jaxnn.train.hooks import Save as Save
 from jaxnn.train.hooks import Stop as Stop
 from jaxnn.train.loading import load_state as load_state
+from jaxnn.train.options import RunOptions as RunOptions
 from jaxnn.train.run import Checkpointing as Checkpointing
 from jaxnn.train.run import Conditions as Conditions
 from jaxnn.train.run import Dispatch as Dispatch
