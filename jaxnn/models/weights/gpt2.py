@@ -57,7 +57,9 @@ def _read(config: Mapping[str, Any], names: frozenset[str]) -> GPT:
 
 def _fits(module: GPT) -> bool:
     c = module.config
-    return (c.positions, c.activation, c.norm, c.bias) == ("learned", "gelu", "layer", True)
+    usual = (c.key_heads, c.qkv_bias is not False, c.window, c.epsilon or 1e-5) == (c.heads, True, None, 1e-5)
+    whole = c.each * c.heads == c.width and c.hidden % c.width == 0
+    return (c.positions, c.activation, c.norm, c.bias) == ("learned", "gelu", "layer", True) and usual and whole
 
 
 def _write(module: GPT) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def _write(module: GPT) -> dict[str, Any]:
         "n_layer": c.layers,
         "n_head": c.heads,
         "n_embd": c.width,
-        "n_inner": c.mlp_ratio * c.width,
+        "n_inner": c.hidden,
         "activation_function": "gelu_new",
         "layer_norm_epsilon": 1e-5,
         "resid_pdrop": c.dropout,
