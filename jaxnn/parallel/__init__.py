@@ -38,6 +38,7 @@ from jaxnn.parallel.replicate import Replicate as Replicate
 from jaxnn.parallel.replicate import data_mesh
 from jaxnn.parallel.sharded import Sharded as Sharded
 from jaxnn.parallel.single import Single as Single
+from jaxnn.parallel.summary import summary as summary
 from jaxnn.parallel.tensor import tensor as tensor
 from jaxnn.parallel.zero import Zero as Zero
 

@@ -10,7 +10,7 @@ RENDEZVOUS_THREADS = 32
 
 
 def force_host_devices(count: int) -> None:
-    """Makes the CPU backend show `count` devices, or more where it has them already. Call it before anything asks JAX for a device.
+    """Makes the CPU backend show at least `count` devices. Call it before anything asks JAX for a device.
 
     Sets the thread pool (`NPROC`) large enough that collectives of forced devices cannot deadlock. Does nothing for
     accelerators, whose devices are what they are.

@@ -151,3 +151,23 @@ def test_a_model_that_its_rules_do_not_divide_is_refused_before_anything_is_comp
     batch = {"x": np.ones((8, 3), np.float32), "y": np.ones((8, 2), np.float32)}
     with pytest.raises(ValueError, match=r"parallel.tensor: leaf 'hidden_0/bias' \(15,\) does not divide"):
         core.init_state(task, optax.sgd(0.1), batch, strategy=parallel.tensor(models.mlp.RULES, model=2))
+
+
+def test_the_summary_counts_what_devices_hold(devices8):
+    task = core.supervised(models.GPT(CONFIG), losses.cross_entropy)
+    tokens = np.ones((8, 8), np.int32)
+    for strategy in (parallel.zero(1), parallel.zero(3), parallel.tensor(models.gpt.RULES, model=2, fsdp=True)):
+        state = core.init_state(task, optax.adamw(1e-3), {"x": tokens, "y": tokens}, strategy=strategy)
+        found = parallel.summary(strategy, abstract(state))
+        held = {path: x.addressable_shards[0].data.nbytes for path, x in tree.leaves_by_path(state).items()}
+        assert {leaf.path: leaf.held for leaf in found.leaves} == held
+        assert found.nbytes == tree.nbytes(state)
+    text = str(parallel.summary(parallel.zero(3), state))
+    assert "params/blocks_0/qkv/kernel" in text
+    assert text.splitlines()[-1].split()[-1] == f"{parallel.summary(parallel.zero(3), state).held:,}"
+    assert {leaf.path for leaf in found.whole} >= {"step", "params/norm_out/scale"}
+    alone = parallel.summary(parallel.single(), state)
+    assert alone.held == alone.nbytes
+
+
+CONFIG = models.GPTConfig(vocab=64, length=8, layers=1, heads=2, width=64)
