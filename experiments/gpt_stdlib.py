@@ -3,6 +3,7 @@
 python -m experiments.gpt_stdlib                          # 1.8 M parameters; gzip -9 gives 2.094, xz -9e 1.972
 python -m experiments.gpt_stdlib --size tiny --steps 200  # a minute
 python -m experiments.gpt_stdlib --devices 8 --strategy replicate
+python -m jaxnn launch --processes 4 -- python -m experiments.gpt_stdlib --strategy replicate
 python -m experiments.gpt_stdlib --resume                 # goes on with the newest run, to the byte
 """
 
@@ -118,7 +119,7 @@ class Samples(train.Hook):
     def act(self, at: train.Moment) -> None:
         if not at.final and at.step // self.every(at.plan) not in (1, 2, 5, 12, 25, 40):
             return
-        params, key = jax.device_put(jax.device_get((at.state.params, at.state.key)), jax.devices()[0])
+        params, key = jax.device_put(parallel.fetch((at.state.params, at.state.key)), jax.local_devices()[0])
         tokens = models.generate(self.net, params, self.prompt, steps=240, temperature=0.7, key=rng.wrap(key))
         text = (self.prompt + bytes(tokens.tolist())).decode("utf-8", "replace")
         text = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
@@ -162,9 +163,10 @@ def main(cfg: Config) -> dict[str, float]:
     """Trains, scores the held-out files and writes the report; gives the totals in bits per byte."""
     parallel.compilation_cache()
     strategy = parallel.by_name(cfg.strategy, cfg.devices)
+    say = print if parallel.process_index() == 0 else lambda *_, **__: None
     setup = build(cfg)
     out = train.run_folder("gpt_stdlib", cfg.out, cfg.resume)
-    print(f"{setup.data}\n-> {out}", flush=True)
+    say(f"{setup.data}\n-> {out}", flush=True)
     run = train.fit(
         setup.task,
         setup.tx,
@@ -182,15 +184,15 @@ def main(cfg: Config) -> dict[str, float]:
     )
     if run.stopped or run.folder is None:
         sys.exit(f"stopped: {run.stopped}")
-    print("scoring every byte of the held-out files ...", flush=True)
+    say("scoring every byte of the held-out files ...", flush=True)
     totals, rows = compare(cfg, run.task, run.state)
     run.folder.journal.append("score", cfg.steps, **totals)
     whole = [[name, totals[name], totals.get(f"{name}_concatenated")] for name in ("ours", "gzip", "xz")]
     summary = runs.Section("Held-out files, bits per byte", whole, ["", "file by file", "concatenated"])
     by_file = runs.Section("File by file", rows, ["held-out file", "bytes", "this model", "gzip -9", "xz -9e"])
     runs.write_summary(run.folder, run.state.params, sections=[summary, by_file])
-    print("bits per byte: " + "  ".join(f"{name} {value:.3f}" for name, value in totals.items()))
-    print(f"report: {run.folder.report}")
+    say("bits per byte: " + "  ".join(f"{name} {value:.3f}" for name, value in totals.items()))
+    say(f"report: {run.folder.report}")
     return totals
 
 

@@ -80,11 +80,12 @@ class _Process:
 
     def _read(self) -> None:
         assert self._popen.stdout is not None
-        for line in self._popen.stdout:
-            text = line.decode(errors="replace").rstrip("\n")
-            if not _NOISE.match(text):
-                self.last.append(text)
-                self._say(f"[{self.index}] {text}")
+        with self._popen.stdout as stream:
+            for line in stream:
+                text = line.decode(errors="replace").rstrip("\n")
+                if not _NOISE.match(text):
+                    self.last.append(text)
+                    self._say(f"[{self.index}] {text}")
 
     def _listen(self, pipe: int) -> None:
         with os.fdopen(pipe, "rb") as file:

@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from jaxnn import optim
+from jaxnn import optim, parallel
 from jaxnn.core import State, Step
 from jaxnn.core.step import check_divides
 from jaxnn.runs import RunFolder
@@ -179,6 +179,11 @@ def population(where: str, members: Any, hooks: Sequence[Hook], debug: bool) -> 
         raise ValueError(
             f"{where}: hook {replacing[0]} changes the state of one run, and population= trains {len(members)}. Leave "
             "it out, or train the member alone: population=None."
+        )
+    if parallel.process_count() > 1:
+        raise ValueError(
+            f"{where}: population= in a job of {parallel.process_count()} processes. Tried: members over the devices of "
+            "one process. Start it in one process, over all devices of its machine."
         )
     if debug:
         raise ValueError(
