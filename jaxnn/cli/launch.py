@@ -43,7 +43,7 @@ def register(commands: Any) -> None:
         type=float,
         default=900,
         metavar="S",
-        help="likewise before its first steps are done: start, data and compilation (900)",
+        help="likewise before its first steps are done and after training: start, data, compilation, reports (900)",
     )
     launch.add_argument(
         "--grace-seconds", type=float, default=60, metavar="S", help="from a request to stop to the kill (60)"

@@ -36,7 +36,7 @@ class Limits:
     Attributes:
         restarts: Without progress (no further step than any attempt before), then it is given up.
         stall_s: Seconds without a sign of a process's main loop.
-        start_s: Likewise before the first sign.
+        start_s: Likewise before the first sign, and after training.
         grace_s: From a request to stop to the kill.
     """
 
@@ -90,6 +90,9 @@ class _Process:
     def _listen(self, pipe: int) -> None:
         with os.fdopen(pipe, "rb") as file:
             for line in file:
+                if line == b"rest\n":  # it trains no more, and may take the time of a start for what it does now
+                    self.began, self.heard_at = time.monotonic(), None
+                    continue
                 self.heard_at = time.monotonic()
                 with contextlib.suppress(ValueError):
                     self.step = max(self.step, int(line))

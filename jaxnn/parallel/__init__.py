@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 
 from jaxnn.parallel import layout
 from jaxnn.parallel.beats import beat as beat
+from jaxnn.parallel.beats import rest as rest
 from jaxnn.parallel.devices import compilation_cache as compilation_cache
 from jaxnn.parallel.devices import force_host_devices as force_host_devices
 from jaxnn.parallel.devices import select

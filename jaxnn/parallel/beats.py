@@ -13,6 +13,7 @@ PIPE = "JAXNN_BEAT"
 EVERY_S = 0.2
 _moves = 0
 _step = -1
+_resting = False
 _started = False
 
 
@@ -22,10 +23,18 @@ def beat(step: int | None = None) -> None:
     Args:
         step: The data step that it has come to, where it knows.
     """
-    global _moves, _step
+    global _moves, _step, _resting
     _moves += 1
+    _resting = False
     if step is not None:
         _step = step
+
+
+def rest() -> None:
+    """The loop has ended: what follows (a report, scores) is given the time of a start, not of a step."""
+    global _moves, _resting
+    _moves += 1
+    _resting = True
 
 
 def start() -> None:
@@ -46,7 +55,7 @@ def _tell(pipe: int) -> None:
         if moves != told:
             told = moves
             try:
-                os.write(pipe, b"%d\n" % _step)
+                os.write(pipe, b"rest\n" if _resting else b"%d\n" % _step)
             except OSError:
                 break
     os.kill(os.getpid(), signal.SIGTERM)  # the supervisor is gone: an orderly end, not a job that nobody watches

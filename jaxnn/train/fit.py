@@ -174,6 +174,7 @@ def _run(job: Prepared, resume: bool) -> Run:
                     break
     finally:
         session.close()
+        parallel.rest()
     run = Run(
         job.task,
         session.engine.state,

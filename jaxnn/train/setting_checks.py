@@ -182,8 +182,8 @@ def population(where: str, members: Any, hooks: Sequence[Hook], debug: bool) -> 
         )
     if parallel.process_count() > 1:
         raise ValueError(
-            f"{where}: population= in a job of {parallel.process_count()} processes. Tried: members over the devices of "
-            "one process. Start it in one process, over all devices of its machine."
+            f"{where}: population= in a job of {parallel.process_count()} processes. Tried: members over the devices "
+            "of one process. Start it in one process, over all devices of its machine."
         )
     if debug:
         raise ValueError(

@@ -68,6 +68,8 @@ def test_silence_before_the_first_step_and_after_it_have_limits_of_their_own(cap
     assert "has not moved for 0.3 s before its first step. Given up" in capfd.readouterr().out
     assert launch("echo 4 > /dev/fd/$JAXNN_BEAT; exec sleep 60", restarts=0, stall_s=0.4) == GIVEN_UP
     assert "has not moved for 0.4 s at step 4. Given up" in capfd.readouterr().out
+    script = "echo 4 > /dev/fd/$JAXNN_BEAT; sleep 0.1; echo rest > /dev/fd/$JAXNN_BEAT; exec sleep 1"
+    assert launch(script, restarts=0, stall_s=0.5) == 0
 
 
 def test_a_stopped_process_is_named(capfd):

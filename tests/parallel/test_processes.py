@@ -73,6 +73,8 @@ def test_beats_are_told_while_the_loop_moves_and_not_otherwise(monkeypatch):
     assert not select.select([reads], [], [], 0)[0]
     parallel.beat()
     assert os.read(reads, 100) == b"7\n"
+    parallel.rest()
+    assert os.read(reads, 100) == b"rest\n"
     os.close(reads)  # the supervisor is gone
     assert ended.wait(10)
     os.close(writes)
