@@ -341,12 +341,14 @@ class Transformer(nn.Module):
         logits = (self.embed.attend(x) if c.tied else self.head(x)).astype(jnp.float32)
         return logits if c.layout == "t5" else logits + self.logits_bias[None, None].astype(jnp.float32)
 
-    def __call__(self, source: Array, target: Array, *, train: bool = False, attention: bool = False) -> Any:
+    def __call__(
+        self, source: Array, target: Array | None = None, *, train: bool = False, attention: bool = False
+    ) -> Any:
         """Logits [B, T, V], float32, of the token that follows each target token.
 
         Args:
             source: Integers [B, S], padded by `pad`.
-            target: Integers [B, T] that begin with `start`.
+            target: Integers [B, T] that begin with `start`; the source itself where None.
             train: Whether to drop out; needs rngs={"dropout": key}.
             attention: Whether to return (logits, weights [B, layers, H, T, S] of the decoder's look at the source).
 
@@ -354,6 +356,7 @@ class Transformer(nn.Module):
             ValueError: If the shapes are not [B, S] and [B, T].
             TypeError: If they are not integers.
         """
+        target = source if target is None else target
         check_pair("models.Transformer", source, target)
         key = self.make_rng("dropout") if train and self.config.dropout else None
         seen, padding = self.encode(source, key)

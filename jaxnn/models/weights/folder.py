@@ -19,7 +19,16 @@ from jaxnn.models.weights.table import Architecture, Entry
 from jaxnn.models.weights.tensors import Planned, Stored
 from jaxnn.typing import Array, HostArray, Params, PyTree
 
-KINDS = ("bert", "roberta", "gpt2", "llama", "mistral", "qwen2")  # each a module beside this one, with its ARCHITECTURE
+KINDS = (
+    "bert",
+    "roberta",
+    "gpt2",
+    "llama",
+    "mistral",
+    "qwen2",
+    "t5",
+    "marian",
+)  # each a module beside this one, with its ARCHITECTURE
 Place = Callable[[str, HostArray], Any]
 
 

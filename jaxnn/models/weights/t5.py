@@ -1,0 +1,121 @@
+"""T5's files: `T5ForConditionalGeneration`, of T5 and of T5 1.1 (gated, untied)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxnn.models.transformer import Transformer, TransformerConfig
+from jaxnn.models.weights.table import SAME, TRANSPOSED, Architecture, Entry, choose, expect, need
+
+_FORMS = {"relu": "relu", "gated-gelu": "gated", "gated-silu": "gated-silu", "gelu_new": "gelu", "silu": "silu"}
+_BIAS = "{}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+
+
+def _dense(ours: str, theirs: str) -> Entry:
+    return Entry(f"{ours}/kernel", (f"{theirs}.weight",), TRANSPOSED)
+
+
+def _scale(ours: str, theirs: str) -> Entry:
+    return Entry(f"{ours}/scale", (f"{theirs}.weight",), SAME)
+
+
+def _entries(module: Transformer) -> list[Entry]:
+    c = module.config
+    entries = [Entry("embed/embedding", ("shared.weight",), SAME)]
+    sides = (("encoder", c.layers), ("decoder", c.decoder_layers or c.layers))
+    for side, count in sides:
+        entries += [
+            Entry(f"{side}_bias", (_BIAS.format(side),), SAME),
+            _scale(f"norm_{side}", f"{side}.final_layer_norm"),
+        ]
+        branches = [("attention", "SelfAttention"), *([("cross", "EncDecAttention")] if side == "decoder" else [])]
+        for i in range(count):
+            ours, theirs = f"{side}_{i}", f"{side}.block.{i}.layer"
+            for j, (branch, name) in enumerate(branches):
+                entries += [
+                    _dense(f"{ours}/{branch}/{a}", f"{theirs}.{j}.{name}.{b}")
+                    for a, b in (("q", "q"), ("k", "k"), ("v", "v"), ("out", "o"))
+                ]
+                entries.append(_scale(f"{ours}/norm_{branch}", f"{theirs}.{j}.layer_norm"))
+            mlp = f"{theirs}.{len(branches)}.DenseReluDense"
+            inner = {"mlp_gate": "wi_0", "mlp_in": "wi_1"} if c.gated else {"mlp_in": "wi"}
+            entries += [_dense(f"{ours}/{a}", f"{mlp}.{b}") for a, b in (inner | {"mlp_out": "wo"}).items()]
+            entries.append(_scale(f"{ours}/norm_mlp", f"{theirs}.{len(branches)}.layer_norm"))
+    return entries if c.tied else [*entries, _dense("head", "lm_head")]
+
+
+def _twins(module: Transformer) -> dict[str, str]:
+    copies = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
+    return dict.fromkeys([*copies, *(["lm_head.weight"] if module.config.tied else [])], "shared.weight")
+
+
+def _read(config: Mapping[str, Any], names: frozenset[str]) -> Transformer:
+    del names
+    expect("t5", config, layer_norm_epsilon=1e-6, is_encoder_decoder=True)
+    vocab, width, head_width, hidden, layers, heads = need(
+        "t5", config, "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"
+    )
+    form = choose("t5", config, "feed_forward_proj", _FORMS, "relu")
+    return Transformer(
+        TransformerConfig(
+            vocab=vocab,
+            layout="t5",
+            width=width,
+            heads=heads,
+            head_width=head_width,
+            hidden=hidden,
+            layers=layers,
+            decoder_layers=config.get("num_decoder_layers") or layers,
+            activation={"gated": "gelu", "gated-silu": "silu"}.get(form, form),  # type: ignore[arg-type]
+            gated=form.startswith("gated"),
+            tied=bool(config.get("tie_word_embeddings", True)),
+            buckets=int(config.get("relative_attention_num_buckets", 32)),
+            distance=int(config.get("relative_attention_max_distance", 128)),
+            dropout=float(config.get("dropout_rate", 0.1)),
+            pad=int(config.get("pad_token_id", 0)),
+            start=int(config.get("decoder_start_token_id", 0)),
+            end=int(config.get("eos_token_id", 1)),
+        )
+    )
+
+
+def _write(module: Transformer) -> dict[str, Any]:
+    c = module.config
+    form = {"relu": "relu", "gelu": "gelu_new", "silu": "silu"}[c.activation]
+    if c.gated:
+        form = {"gelu": "gated-gelu", "silu": "gated-silu", "relu": "gated-relu"}[c.activation]
+    return {
+        "model_type": "t5",
+        "architectures": ["T5ForConditionalGeneration"],
+        "is_encoder_decoder": True,
+        "vocab_size": c.vocab,
+        "d_model": c.width,
+        "d_kv": c.inner // c.heads,
+        "d_ff": c.hidden,
+        "num_layers": c.layers,
+        "num_decoder_layers": c.decoder_layers or c.layers,
+        "num_heads": c.heads,
+        "relative_attention_num_buckets": c.buckets,
+        "relative_attention_max_distance": c.distance,
+        "dropout_rate": c.dropout,
+        "layer_norm_epsilon": 1e-6,
+        "feed_forward_proj": form,
+        "tie_word_embeddings": c.tied,
+        "pad_token_id": c.pad,
+        "decoder_start_token_id": c.start,
+        "eos_token_id": c.end,
+    }
+
+
+ARCHITECTURE = Architecture(
+    kind="t5",
+    module=Transformer,
+    fits=lambda module: module.config.layout == "t5",
+    read=_read,
+    write=_write,
+    entries=_entries,
+    layers=lambda module: (1, False),  # the table names every layer itself: a decoder may have others than an encoder
+    prefix="",
+    bare=lambda module: False,
+    twins=_twins,
+    noise=("EncDecAttention.relative_attention_bias.weight",),  # of old files; never read
+)
