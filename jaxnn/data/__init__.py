@@ -5,24 +5,35 @@ A source gives any example by its number and nothing else; it holds no position.
 hosts, so that a run resumes, rewinds and re-shards without any iterator state. A loader turns ids into placed batches a
 few steps ahead of the device; a source that fits on the device (`resident`) needs no loader, and only ids travel.
 
-`Arrays` is the source for arrays, `CSV` for tables, `TextFiles` for bytes of text, `ImageFolder`, `ImageFiles`, `mnist`
-and `digits` for images; `mapped` passes a source through a function, `write_csv` writes predictions down. Whatever has
-`__len__`, `take` and `resident` is a source too (`jaxnn.typing.Source`).
+`Arrays` is the source for arrays, `CSV` for tables, `TextFiles` for bytes of text, `Sentences` and `Packed` for tokens
+of a `Tokenizer`, `ImageFolder`, `ImageFiles`, `mnist`, `cifar` and `digits` for images; `mapped` passes a source through a
+function, `write_csv` writes predictions down. Whatever has `__len__`, `take` and `resident` is a source too
+(`jaxnn.typing.Source`).
 """
 
 from jaxnn.data import order as order
 from jaxnn.data.arrays import Arrays as Arrays
+from jaxnn.data.cifar import cifar as cifar
+from jaxnn.data.cifar import cifar_names as cifar_names
+from jaxnn.data.cifar import is_cifar as is_cifar
+from jaxnn.data.cifar import read_cifar as read_cifar
 from jaxnn.data.delimited import CSVFormat as CSVFormat
 from jaxnn.data.digits import digits as digits
 from jaxnn.data.exporting import write_csv as write_csv
 from jaxnn.data.found import stdlib_files as stdlib_files
 from jaxnn.data.idx import mnist as mnist
 from jaxnn.data.idx import read_idx as read_idx
+from jaxnn.data.image_transforms import random_resized_crop as random_resized_crop
+from jaxnn.data.image_transforms import resize as resize
 from jaxnn.data.images import ImageFiles as ImageFiles
 from jaxnn.data.images import ImageFolder as ImageFolder
 from jaxnn.data.loader import Loader as Loader
 from jaxnn.data.loader import host_batch as host_batch
 from jaxnn.data.loader import process_slice as process_slice
+from jaxnn.data.packing import Packed as Packed
+from jaxnn.data.packing import masked_tokens as masked_tokens
+from jaxnn.data.mixtures import cutmix as cutmix
+from jaxnn.data.mixtures import mixup as mixup
 from jaxnn.data.tabular import CSV as CSV
 from jaxnn.data.text import TextFiles as TextFiles
 from jaxnn.data.text import scoring_windows as scoring_windows

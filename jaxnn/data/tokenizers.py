@@ -164,24 +164,11 @@ class Tokenizer:
                 f"data.Tokenizer.train: kind={kind!r}, vocab={vocab}. Tried: bpe or wordpiece, of at least {least} "
                 f"tokens. Write vocab=8192, say."
             )
-        package = _package()
-        if kind == "wordpiece":
-            inner = _wordpiece(package.models.WordPiece(unk_token="[UNK]"), lowercase is not False, None)
-            make, more = package.trainers.WordPieceTrainer, {}
-        else:
-            inner = package.Tokenizer(package.models.BPE())
-            if lowercase:
-                inner.normalizer = package.normalizers.BertNormalizer(lowercase=True)
-            inner.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
-            inner.decoder = package.decoders.ByteLevel()
-            make, more = package.trainers.BpeTrainer, {"initial_alphabet": package.pre_tokenizers.ByteLevel.alphabet()}
-        trainer = make(vocab_size=vocab, special_tokens=list(SPECIAL), show_progress=False, **more)
-        inner.train_from_iterator(texts, trainer)
-        if inner.get_vocab_size() < least:
-            raise ValueError("data.Tokenizer.train: no text. Tried: learning from what was given. Give texts.")
-        if kind == "wordpiece":
-            _surround(inner, package)
-        return cls(inner)
+        return cls(
+            _trained_wordpiece(texts, vocab, lowercase is not False)
+            if kind == "wordpiece"
+            else _trained_bpe(texts, vocab, bool(lowercase))
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `tokenizer.json`, to that file or into that folder."""
@@ -230,6 +217,43 @@ class Tokenizer:
     def decode(self, ids: Any) -> str:
         """The text of ids, without special tokens."""
         return self.inner.decode(np.asarray(ids).tolist())
+
+
+def _trained_bpe(texts: Iterable[str], vocab: int, lowercase: bool) -> Any:
+    package = _package()
+    inner = package.Tokenizer(package.models.BPE())
+    if lowercase:
+        inner.normalizer = package.normalizers.BertNormalizer(lowercase=True)
+    inner.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = package.decoders.ByteLevel()
+    trainer = package.trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=sorted(package.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+    return inner
+
+
+def _trained_wordpiece(texts: Iterable[str], vocab: int, lowercase: bool) -> Any:
+    package = _package()
+    texts = list(texts)
+    inner = _wordpiece(package.models.WordPiece(unk_token="[UNK]"), lowercase, None)
+    letters = sorted({c for text in texts for c in inner.normalizer.normalize_str(text) if not c.isspace()})
+    if not letters or vocab < len(SPECIAL) + 2 * len(letters):
+        raise ValueError(
+            f"data.Tokenizer.train: vocab={vocab} for {len(letters)} different characters. Tried: each at a word's "
+            f"begin and inside. Write at least {len(SPECIAL) + 2 * len(letters)}, and give texts."
+        )
+    # The trainer numbers what continues a word in the order of a hash table that differs from run to run, and breaks
+    # ties by number: given as "special" tokens they have the same numbers always.
+    trainer = package.trainers.WordPieceTrainer(
+        vocab_size=vocab, special_tokens=[*SPECIAL, *(f"##{c}" for c in letters)], show_progress=False
+    )
+    inner.train_from_iterator(texts, trainer)
+    found = inner.get_vocab()
+    return _wordpiece(package.models.WordPiece(found, unk_token="[UNK]"), lowercase, found)
 
 
 def _wordpiece(model: Any, lowercase: bool, vocab: Any) -> Any:

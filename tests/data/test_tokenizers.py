@@ -1,0 +1,105 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxnn import data
+
+pytest.importorskip("tokenizers")
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "weights"
+MINILM = Path(__file__).resolve().parents[2] / ".cache" / "minilm"
+TEXTS = ["The cat sat on the mat.", "A dog barked; the cat ran.", "naïve café\n\tüber 東京 🙂", "", "cat cat cat dog"]
+
+
+def test_byte_pairs_lose_nothing(tmp_path):
+    tokenizer = data.Tokenizer.train(TEXTS, vocab=300)
+    encoded = tokenizer.encode(TEXTS)
+    assert [tokenizer.decode(encoded[i]) for i in range(len(encoded))] == TEXTS
+    assert len(encoded[0]) < len(TEXTS[0])
+    assert tokenizer.pad == 0
+    assert tokenizer.mask == 4
+    tokenizer.save(tmp_path)
+    again = data.Tokenizer.load(tmp_path)
+    np.testing.assert_array_equal(again.encode(TEXTS).ids, encoded.ids)
+    assert again.special == tokenizer.special == (0, 1, 2, 3, 4)
+
+
+def test_training_depends_on_the_texts_alone():
+    for kind in ("bpe", "wordpiece"):
+        one, two, three = (data.Tokenizer.train(iter(TEXTS * 3), vocab=320, kind=kind) for _ in range(3))
+        assert one.inner.get_vocab() == two.inner.get_vocab() == three.inner.get_vocab()
+
+
+def test_wordpiece_pairs_and_truncation(tmp_path):
+    tokenizer = data.Tokenizer.train(TEXTS * 3, vocab=200, kind="wordpiece")
+    cls, sep = tokenizer.token_id("[CLS]"), tokenizer.token_id("[SEP]")
+    pair = tokenizer.encode(["the cat"], ["a dog ran"])
+    ids, types = pair[0], pair.types
+    assert ids[0] == cls
+    assert ids[-1] == sep
+    assert (ids == sep).sum() == 2
+    np.testing.assert_array_equal(types, np.arange(len(ids)) > np.flatnonzero(ids == sep)[0])
+    short = tokenizer.encode(["the cat sat on the mat", "cat"], length=5)
+    assert [len(short[i]) for i in range(2)] == [5, 3]
+    np.testing.assert_array_equal(short[0][:4], tokenizer.encode(["the cat sat on the mat"])[0][:4])
+    assert short[0][-1] == sep
+    assert len(tokenizer.encode(["the cat sat on the mat"])[0]) > 5  # truncation is not kept
+    # The same from BERT's vocab.txt.
+    words = sorted(tokenizer.inner.get_vocab(), key=tokenizer.inner.get_vocab().get)
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    plain = data.Tokenizer.load(tmp_path)
+    np.testing.assert_array_equal(plain.encode(TEXTS, TEXTS[::-1]).ids, tokenizer.encode(TEXTS, TEXTS[::-1]).ids)
+
+
+def test_sentences_are_as_long_as_their_batch_needs():
+    tokenizer = data.Tokenizer.train(TEXTS * 3, vocab=200, kind="wordpiece")
+    texts = ["cat", "the cat sat", "the cat sat on the mat and the dog ran and the cat ran and barked", "dog"]
+    labels = np.arange(4)
+    source = data.Sentences(tokenizer, texts, length=16, buckets=(4, 8), y=labels)
+    encoded = tokenizer.encode(texts, length=16)
+    for ids, longest in (([0, 3], 4), ([1, 0], 8), ([2, 0, 1], 16)):
+        batch = source.take(np.array(ids))
+        assert batch["x"].shape == (len(ids), longest)
+        np.testing.assert_array_equal(batch["y"], labels[ids])
+        for row, i in zip(batch["x"], ids):
+            np.testing.assert_array_equal(row[: len(encoded[i])], encoded[i])
+            assert (row[len(encoded[i]) :] == tokenizer.pad).all()
+    assert source.resident() is None
+    alike = data.Sentences(tokenizer, texts, texts, length=16, y=labels)
+    resident = alike.resident()
+    for name, rows in alike.take(np.array([1, 3])).items():
+        np.testing.assert_array_equal(rows, resident.take(resident.arrays, np.array([1, 3]))[name])
+    assert alike.take(np.array([1]))["types"].max() == 1
+
+
+@pytest.mark.skipif(not (MINILM / "tokenizer.json").is_file(), reason="no .cache/minilm: run `make data`")
+def test_minilms_tokens_are_the_references():
+    texts = json.loads((FIXTURES / "minilm.json").read_text(encoding="utf-8"))
+    wanted = np.load(FIXTURES / "minilm.npz")["ids"]
+    for file in ("tokenizer.json", "vocab.txt"):
+        tokenizer = data.Tokenizer.load(MINILM / file)
+        batch = data.Sentences(tokenizer, texts, length=wanted.shape[1]).take(np.arange(len(texts)))
+        np.testing.assert_array_equal(batch["x"], wanted)
+
+
+def test_bad_input(tmp_path):
+    tokenizer = data.Tokenizer.train(TEXTS, vocab=300)
+    cls = data.Tokenizer.train(TEXTS, vocab=200, kind="wordpiece")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    for call, error, message in (
+        (lambda: data.Tokenizer.load(tmp_path / "nowhere"), ValueError, "holds no tokenizer"),
+        (lambda: data.Tokenizer.load(tmp_path), ValueError, "is no tokenizer"),
+        (lambda: data.Tokenizer.train(TEXTS, vocab=100), ValueError, "vocab=100"),
+        (lambda: data.Tokenizer.train(TEXTS, vocab=500, kind="unigram"), ValueError, "kind='unigram'"),
+        (lambda: data.Tokenizer.train([], vocab=500, kind="wordpiece"), ValueError, "vocab=500 for 0 different"),
+        (lambda: tokenizer.encode(["a", 3]), TypeError, "3 is int"),
+        (lambda: tokenizer.encode(["a"], ["b", "c"]), ValueError, "1 texts and 2 partners"),
+        (lambda: cls.encode(["a"], length=2), ValueError, "length=2 for 2 special"),
+        (lambda: cls.token_id("[NONE]"), ValueError, "none to give"),
+        (lambda: data.Sentences(cls, [], length=8), ValueError, "no texts"),
+        (lambda: data.Sentences(cls, ["a"], length=8, buckets=(8,)), ValueError, "bucket 8"),
+        (lambda: data.Sentences(cls, ["a"], length=8, y=[1, 2]), ValueError, "1 texts and arrays of 2"),
+    ):
+        with pytest.raises(error, match=message.replace("[", r"\[")):
+            call()
