@@ -1,12 +1,11 @@
 """Transforms of batches of images [B, height, width, channels], for `mapped`: resizing, random crops, mixtures.
 
 A size is changed by two products with small matrices, one for rows and one for columns, as Pillow does it: where an
-image gets smaller the filter widens, so that no detail is folded into another. Random ones are functions of two words an
-example, which `mapped` draws from (seed, data step, example id).
+image gets smaller the filter widens, so that no detail is folded into another. Random ones are functions of two words
+an example, which `mapped` draws from (seed, data step, example id).
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -78,8 +77,8 @@ def _images(where: str, key: str, x: HostArray) -> HostArray:
     """
     if x.ndim != 4:
         raise ValueError(
-            f"data.{where}: {key!r} {describe(x)}. Tried: [B, height, width, channels]. Give images; write x[..., None] "
-            "for one channel."
+            f"data.{where}: {key!r} {describe(x)}. Tried: [B, height, width, channels]. Give images; write "
+            "x[..., None] for one channel."
         )
     return x.astype(np.float32, copy=False)
 
