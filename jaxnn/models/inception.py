@@ -138,7 +138,7 @@ MIXED = {
     "Mixed_7c": _e(),
 }
 AUX_AFTER = "Mixed_6e"
-PIXELS, AUX_PIXELS = 75, 267  # the smallest images that leave a pixel to each head
+PIXELS, AUX_PIXELS = 75, 299  # the smallest images that leave a pixel to each head
 AUX = (Unit("conv0", 128), _square("conv1", 768, 5))
 
 
@@ -242,7 +242,8 @@ class Inception(nn.Module):
         """[B, H, W, channels] -> logits [B, classes], float32, or two of them.
 
         Args:
-            x: Images; 299 pixels a side as published, at least 75, and with the second head in training 267.
+            x: Images; 299 pixels a side as published, at least 75, and as many as published where the
+                second head takes part (training, initialisation).
             train: Batch statistics ("batch_stats" must be mutable) and dropout (needs rngs={"dropout": key}).
             mask: [B], 0 for padding examples, which enter no statistic.
 
