@@ -33,7 +33,8 @@ class Step:
         remat: What the backward pass computes anew rather than finds stored: "none"; of a model's repeated layers
             (`models.layer`), "block" (all but their inputs), "dots" (all but inputs and matrix products),
             "projections" (all but inputs and products with parameters); "full" (all of any model but its matrix
-            products).
+            products). On CPU memory falls only where layers are scanned (`GPTConfig(scan=True)`): elsewhere XLA:CPU
+            computes equal things once, and stores them after all.
         nonfinite: What is done in a step whose loss or gradients are not finite: "stop" lets it happen, and `fit` stops
             at the row that tells; "skip" leaves it out: parameters, model state and optimizer are as if the batch had
             not been there, rows leave it out of every value and count it as "skipped_steps".
