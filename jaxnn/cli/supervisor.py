@@ -177,6 +177,7 @@ class Supervisor:
     def __init__(self, words: Sequence[str], processes: int, devices: int, limits: Limits):
         self._words, self._count, self._devices, self._limits = list(words), processes, devices, limits
         self._asked: int | None = None  # a signal that asked for an end
+        self._insisted = False  # a second one
         self._talking = threading.Lock()
 
     def say(self, text: str) -> None:
@@ -196,6 +197,7 @@ class Supervisor:
             shutil.rmtree(job, ignore_errors=True)
 
     def _ask(self, number: int, _: Any) -> None:
+        self._insisted = self._asked is not None
         self._asked = number
 
     def _attempts(self, job: Path) -> int:
@@ -271,9 +273,10 @@ class Supervisor:
             if len(ended) == len(processes):
                 return self._ended(processes, bad)
             if deadline is not None:
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or self._insisted:
                     late = ", ".join(str(p.index) for p in processes if p.status is None)
-                    self.say(f"jaxnn launch: killed process {late}: {self._limits.grace_s:g} s after it was to end.")
+                    why = "asked twice" if self._insisted else f"{self._limits.grace_s:g} s after it was to end"
+                    self.say(f"jaxnn launch: killed process {late}: {why}.")
                     return End(128 + (self._asked or signal.SIGTERM))
             elif bad:
                 time.sleep(HEADSTART_S)

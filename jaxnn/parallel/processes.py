@@ -11,7 +11,6 @@ import importlib.util
 import json
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -20,7 +19,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from jaxnn.parallel import beats
+from jaxnn.parallel import beats, rendezvous
 from jaxnn.parallel.devices import RENDEZVOUS_THREADS
 from jaxnn.parallel.placing import process_count, process_index
 
@@ -69,7 +68,8 @@ def initialize(
     if given is not None:
         address, count, index = given
         options |= {"coordinator_address": address, "num_processes": count, "process_id": index}
-        _reachable(address, count, index, seconds)
+        if count > 1:
+            rendezvous.gather(address, count, index, seconds)
     try:
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:
@@ -124,37 +124,6 @@ def _in_cluster() -> bool:
     chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
     tpu = bool(chips) and importlib.util.find_spec("libtpu") is not None and "cpu" not in env.get("JAX_PLATFORMS", "")
     return slurm or mpi or kubernetes or tpu or "JAX_COORDINATOR_ADDRESS" in env
-
-
-def _reachable(address: str, count: int, index: int, seconds: float) -> None:
-    """Refuses a port that is in use (process 0), or waits until the coordinator listens (the others): the services
-    below end the process without a word that helps."""
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    if index == 0:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("", int(port)))
-            except OSError as error:
-                raise ValueError(
-                    f"{WHERE}: port {port} of the coordinator {address} cannot be used ({error.strerror or error}). "
-                    "Tried: listening there as process 0. Give a free port."
-                ) from error
-        return
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection((host, int(port)), timeout=min(5.0, max(0.1, seconds))).close()
-            return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise ValueError(
-                    f"{WHERE}: process {index} of {count} does not reach the coordinator at {address} "
-                    f"({error.strerror or error}). Tried: connecting for {seconds:.0f} s. Start process 0 there, or "
-                    "give the address where it listens."
-                ) from error
-            time.sleep(0.1)
 
 
 def _failed(given: tuple[str, int, int] | None, seconds: float, error: Exception) -> str:
