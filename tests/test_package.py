@@ -89,7 +89,7 @@ def test_command_is_the_function_it_names(wheel):
 
 @pytest.mark.smoke
 def test_import_loads_nothing_heavy_beyond_jax_flax_and_optax():
-    heavy = ["PIL", "grain", "matplotlib", "orbax", "rich", "scipy", "tensorboardX", "tensorstore", "tyro"]
+    heavy = ["PIL", "grain", "matplotlib", "orbax", "rich", "scipy", "tensorboardX", "tensorstore", "tokenizers", "tyro"]
     code = f"""
 import sys, jax, flax.linen, optax
 before = set(sys.modules)
@@ -149,7 +149,7 @@ def test_every_import_is_of_a_declared_dependency():
         name: {canonicalize_name(Requirement(line).name) for line in lines}
         for name, lines in project["optional-dependencies"].items()
     }
-    shipped = needed | extras["images"] | extras["tensorboard"] | extras["grain"]
+    shipped = needed | extras["images"] | extras["tensorboard"] | extras["grain"] | extras["text"]
     assert imported("jaxnn") - shipped - {"pytest"} == set()  # bench's plugin, which pytest alone loads
     assert imported("experiments") - shipped - extras["experiments"] == set()
     assert imported("tests") - shipped - extras["experiments"] - extras["test"] == set()
@@ -184,6 +184,7 @@ def test_constraints_pin_everything_that_an_install_brings():
         *PROJECT["project"]["dependencies"],
         *extras["images"],
         *extras["tensorboard"],
+        *extras["text"],
         *extras["experiments"],
         *extras["test"],
     ]
