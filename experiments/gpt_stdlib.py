@@ -22,7 +22,7 @@ from jaxnn import data, losses, metrics, models, parallel, rng, runs, train, tre
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(train.StepOptions):
     """A byte-level GPT on the sources of Python's standard library."""
 
     size: Literal["tiny", "small", "gpt2"] = "small"  # architecture
@@ -33,7 +33,7 @@ class Config:
     warmup: int = 60  # steps to the peak; then linear decay to 3 %
     clip: float = 1.0  # global gradient norm
     dropout: float = 0.0
-    precision: Literal["float32", "matmul_bf16"] = "matmul_bf16"  # operands of matrix products
+    precision: train.PrecisionName = "matmul_bf16"  # bfloat16 operands in products, for CPU
     seed: int = 0
     strategy: Literal["single", "replicate", "pmap"] = "single"
     devices: int | None = None  # data-parallel devices, None for all; forced ones where there is no accelerator
@@ -56,8 +56,7 @@ def sources(length: int) -> tuple[data.TextFiles, data.TextFiles, list[Any]]:
 
 def model(cfg: Config) -> models.GPT:
     """The network: vocabulary of 256 bytes."""
-    dtype = jnp.bfloat16 if cfg.precision == "matmul_bf16" else None
-    return models.GPT(models.GPTConfig.preset(cfg.size, vocab=256, dropout=cfg.dropout, matmul_dtype=dtype))
+    return models.GPT(models.GPTConfig.preset(cfg.size, vocab=256, dropout=cfg.dropout))
 
 
 # ---- optimizer
@@ -98,7 +97,7 @@ def build(cfg: Config) -> train.Setup:
     windows, held_out, _ = sources(model(cfg).config.length)
     task = train.supervised(model(cfg), losses.cross_entropy, {"bits_per_byte": metrics.bits_per_byte})
     sample = data.Arrays(held_out.take(np.arange(0, len(held_out), max(1, len(held_out) // 64))))
-    return train.Setup(task=task, tx=optimizer(cfg), data=windows, validation=sample)
+    return train.Setup(task=task, tx=cfg.settings().optimizer(optimizer(cfg)), data=windows, validation=sample)
 
 
 # ---- samples
@@ -175,6 +174,7 @@ def main(cfg: Config) -> dict[str, float]:
         steps=cfg.steps,
         seed=cfg.seed,
         strategy=strategy,
+        step=cfg.settings(),
         validation=setup.validation,
         hooks=[Samples(model(cfg))],
         log=train.Log(every=10, grad_norm=True, peaks=True, profile=train.span(cfg.profile)),

@@ -16,16 +16,14 @@ from jax import lax
 
 from jaxnn.typing import Array
 
-_operands: contextvars.ContextVar[tuple[Any, list[str]] | None] = contextvars.ContextVar(
-    "jaxnn_operands", default=None
-)
+_operands: contextvars.ContextVar[tuple[Any, list[str]] | None] = contextvars.ContextVar("jaxnn_operands", default=None)
 
 
 @contextlib.contextmanager
 def operands(dtype: Any) -> Iterator[list[str]]:
     """While tracing inside, products that are given no dtype of their own cast their operands to `dtype`.
 
-    What it gives holds an entry a product that did so.
+    What it gives holds an entry a product, those with a dtype of their own among them.
     """
     found: list[str] = []
     token = _operands.set((dtype, found))
@@ -40,13 +38,10 @@ def operand_dtype(own: Any, x: Array, name: str = "matmul") -> Any:
 
     A narrow `x` is told apart from a wide one because XLA:CPU cannot run every plain product of narrow operands.
     """
-    if own is not None:
-        dtype = jnp.dtype(own)
-    elif (current := _operands.get()) is not None:
-        dtype = jnp.dtype(current[0])
+    current = _operands.get()
+    if current is not None:
         current[1].append(name)
-    else:
-        dtype = x.dtype
+    dtype = jnp.dtype(own if own is not None else current[0] if current is not None else x.dtype)
     return dtype if (dtype.itemsize < 4 and jnp.issubdtype(dtype, jnp.floating)) or own is not None else None
 
 

@@ -37,7 +37,10 @@ from jaxnn.train.hooks import Rewind as Rewind
 from jaxnn.train.hooks import Save as Save
 from jaxnn.train.hooks import Stop as Stop
 from jaxnn.train.loading import load_state as load_state
+from jaxnn.train.lora import with_lora as with_lora
+from jaxnn.train.options import PrecisionName as PrecisionName
 from jaxnn.train.options import RunOptions as RunOptions
+from jaxnn.train.options import StepOptions as StepOptions
 from jaxnn.train.run import Checkpointing as Checkpointing
 from jaxnn.train.run import Conditions as Conditions
 from jaxnn.train.run import Dispatch as Dispatch

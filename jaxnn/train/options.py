@@ -7,10 +7,12 @@ from typing import Any, Literal
 from jax.sharding import PartitionSpec
 
 from jaxnn import parallel
+from jaxnn.core import Step
 
 StrategyName = Literal[
     "single", "replicate", "pmap", "zero1", "zero2", "zero3", "fsdp", "tensor", "sequence", "fsdp_tensor"
 ]
+PrecisionName = Literal["float32", "bfloat16", "float16", "matmul_bf16"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,3 +35,17 @@ class RunOptions:
             ValueError: As `parallel.by_name`.
         """
         return parallel.by_name(self.strategy, self.devices, rules)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """Base of an experiment's config: `--accumulate`, `--precision`, `--remat` and `--nonfinite`; see `train.Step`."""
+
+    accumulate: int = 1  # micro-batches a step: less memory for activations, the same numbers
+    precision: PrecisionName = "float32"  # of the model; parameters and optimizer are float32 under all
+    remat: Literal["none", "block", "dots", "projections", "full"] = "none"  # what the backward pass computes anew
+    nonfinite: Literal["stop", "skip"] = "stop"  # at a step that is not finite: end the run, or leave the step out
+
+    def settings(self) -> Step:
+        """For `fit(..., step=cfg.settings())`; under float16 its optimizer is `cfg.settings().optimizer(tx)`."""
+        return Step(accumulate=self.accumulate, precision=self.precision, remat=self.remat, nonfinite=self.nonfinite)
