@@ -208,6 +208,9 @@ def init_variables(task: Task, key: Array | HostArray, batch: Batch) -> tuple[Pa
     The values depend on the key and the paths and shapes of the parameters alone: not on devices, nor on the number of
     other parameters.
     """
+    begin = getattr(task.init, "begin", None)
+    if begin is not None:  # one that calls this function for a part
+        return begin(key, batch)
     if task.module is not None:
         described = describe(task, batch)
         params = _captured_params(described, key)

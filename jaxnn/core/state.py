@@ -1,5 +1,6 @@
 """The one pytree that a run carries, and how it begins."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -66,7 +67,13 @@ def abstract(value: PyTree) -> PyTree:
 
 
 def init_state(
-    task: Task, tx: optax.GradientTransformation, batch: Batch, *, seed: int = 0, strategy: Strategy
+    task: Task,
+    tx: optax.GradientTransformation,
+    batch: Batch,
+    *,
+    seed: int = 0,
+    strategy: Strategy,
+    given: Callable[[Params], Params] | None = None,
 ) -> State:
     """The first state of a run, placed as the strategy wants it. The same values under every strategy.
 
@@ -76,6 +83,7 @@ def init_state(
         batch: An example batch (its shapes and dtypes matter, its values only to data-dependent initialisers).
         seed: From 0 to 2**32 - 1; the run's only source of randomness.
         strategy: Where the state lives.
+        given: Takes the first parameters and gives those to begin with.
 
     Raises:
         TypeError: If the seed is no integer.
@@ -84,6 +92,7 @@ def init_state(
     batch = complete(batch)
     key = rng.seed_key(seed)
     params, model_state = init_variables(task, key, batch)
+    params = params if given is None else given(params)
     with tree.declaring(lambda: roles(task, batch)):
         opt_state = _optimizer_state(tx, params)
         zero = np.zeros((), np.int32)

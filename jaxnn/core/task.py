@@ -35,6 +35,8 @@ class Task:
         metrics: How the host finishes a reported `Mean` by name; absent names divide.
         module: The Linen module behind it, if any; lets `core.init` run its initialisers one by one.
         about: What people are told of it: what it was made from, by name.
+        frozen: Which parameters, by path, no step changes: checkpoints leave them out, and a resumed run takes them
+            from where it began (`train.with_lora`).
     """
 
     init: Callable[[Array, Batch], tuple[Params, ModelState]]
@@ -43,6 +45,7 @@ class Task:
     metrics: Mapping[str, metrics_room.Metric] = dataclasses.field(default_factory=dict)
     module: nn.Module | None = None
     about: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    frozen: Callable[[str], bool] | None = None
 
     @property
     def weighs_mask(self) -> bool:

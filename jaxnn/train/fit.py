@@ -45,6 +45,7 @@ def fit(
     debug: bool = False,
     population: optim.Population | None = None,
     config: Mapping[str, Any] | None = None,
+    init_from: Any = None,
 ) -> Run:
     """Trains, and gives the run back.
 
@@ -78,6 +79,9 @@ def fit(
             `optim.grid(lr=[1e-3, 1e-2])`. Rows hold `loss@0`, `loss@1`, ... and as `loss` the best; `run.member(i)` is
             one member's run. A member that diverges does not stop the others.
         config: The experiment's config as JSON, recorded; a resume with another one is refused.
+        init_from: Where the first parameters come from: a tree of them, a `Run` or `State`, or the folder of a run or
+            of one of its checkpoints. Top-level entries that it lacks are begun anew. A resumed run goes on from its
+            checkpoint, and needs it only for parameters that checkpoints leave out (`with_lora`).
 
     Returns:
         The run: its last state, its history, and why it stopped early if it did.
@@ -109,6 +113,7 @@ def fit(
         debug=debug,
         population=population,
         config=config,
+        init_from=init_from,
     )
     try:
         with tree.declaring(lambda: roles(job.task, job.batch)):  # a strategy may lay out parameters by them
@@ -138,6 +143,8 @@ def _run(job: Prepared, resume: bool) -> Run:
     stopped: str | None = None
     try:
         saver = session.saver
+        if saver is not None:
+            saver.leave_out(job.task.frozen, lambda: job.first_state().params)
         if resume and saver is not None and not saver.begins_again():
             state, at = session.restore(None, hooks=True)
         else:

@@ -3,15 +3,18 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-from jaxnn import parallel
+from jaxnn import parallel, rng
 from jaxnn.core import State, Task, init_state
+from jaxnn.core.init import init_variables
+from jaxnn.core.state import complete
 from jaxnn.runs import RunFolder
-from jaxnn.train import checks
+from jaxnn.train import beginning, checks
 from jaxnn.typing import Batch, Source, Strategy
 
 
@@ -23,6 +26,7 @@ def load_state(
     *,
     step: int | None = None,
     strategy: Strategy | None = None,
+    init_from: Any = None,
 ) -> State:
     """The state that a run saved: its newest good checkpoint, every array verified.
 
@@ -37,6 +41,7 @@ def load_state(
             "y" is needed.
         step: The data step of the checkpoint; by default the newest good one.
         strategy: Where the state is to live; by default on the first device.
+        init_from: What the run began with, as `fit` was given it; needed for parameters that checkpoints leave out.
 
     Raises:
         TypeError: If the task or the optimizer is none.
@@ -55,5 +60,13 @@ def load_state(
     alone = parallel.single()
     like = jax.eval_shape(lambda: init_state(task, tx, batch, strategy=alone))
     with RunFolder.open(path).checkpoints() as checkpoints:
-        restored = checkpoints.restore(like, step)
-    return (alone if strategy is None else strategy).put_state(State(*restored.state))
+        restored = checkpoints.restore(beginning.without_frozen(like, task.frozen), step)
+    state = State(*restored.state)
+    if task.frozen is not None:
+        params, _ = init_variables(task, rng.seed_key(0), complete(batch))
+        if init_from is not None:
+            given = beginning.given_params(where, init_from)
+            beginning.check_given(where, params, given)
+            params = beginning.begun_from(params, given)
+        state = beginning.with_frozen(state, task.frozen, params)
+    return (alone if strategy is None else strategy).put_state(state)

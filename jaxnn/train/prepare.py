@@ -17,7 +17,7 @@ from jaxnn.core.state import abstract
 from jaxnn.core.step import dispatch_steps, make_step
 from jaxnn.data import host_batch, order
 from jaxnn.runs import RunFolder
-from jaxnn.train import checks, engine, folders, setting_checks, together
+from jaxnn.train import beginning, checks, engine, folders, setting_checks, together
 from jaxnn.train import population as populations
 from jaxnn.train.evaluation import evaluate
 from jaxnn.train.hooks import Evaluate, Hook, Plan, StopOnNonFinite, direction
@@ -73,6 +73,7 @@ class Prepared:
         flops: Floating-point operations of a step; NaN where they could not be counted.
         uncounted: Why they could not be; None where they were.
         resume: Whether it goes on with the run in the folder.
+        given: From the parameters drawn to those that the run begins with; None for the same.
     """
 
     task: Task
@@ -100,13 +101,14 @@ class Prepared:
     flops: float
     uncounted: str | None
     resume: bool
+    given: Callable[[Any], Any] | None
 
     def first_state(self) -> State:
         """The state that the run begins with, placed."""
         if self.population is None:
-            return init_state(self.task, self.tx, self.batch, seed=self.seed, strategy=self.strategy)
+            return init_state(self.task, self.tx, self.batch, seed=self.seed, strategy=self.strategy, given=self.given)
         alone = parallel.single(self.strategy.devices[0])
-        state = init_state(self.task, self.tx, self.batch, seed=self.seed, strategy=alone)
+        state = init_state(self.task, self.tx, self.batch, seed=self.seed, strategy=alone, given=self.given)
         return self.strategy.put_state(populations.spread(state, self.population))
 
     def conditions(self, driven: engine.Engine) -> Conditions:
@@ -176,6 +178,7 @@ def prepare(
     debug: bool,
     population: optim.Population | None,
     config: Mapping[str, Any] | None,
+    init_from: Any,
 ) -> Prepared:
     """Checks the arguments of `fit` and traces the step. A new run's folder is made last, once nothing is refused.
 
@@ -213,6 +216,11 @@ def prepare(
     batch = host_batch(source, ids(0, 1)[0])
     variables = checks.init_shapes(WHERE, task, batch)
     checks.trainable(WHERE, variables[0])
+    given, source_params = None, None
+    if init_from is not None:
+        source_params = beginning.given_params(WHERE, init_from)
+        beginning.check_given(WHERE, variables[0], source_params)
+        given = lambda params: beginning.begun_from(params, source_params)  # noqa: E731
     reported = checks.loss_shapes(WHERE, task, variables, batch)
     declared = lambda: roles(task, batch)  # noqa: E731
     with tree.declaring(declared):
@@ -278,6 +286,8 @@ def prepare(
         } | settings.facts()
         if save.best:
             facts |= {"best": save.best, "best_mode": direction(WHERE, save.best, save.best_mode, "best_mode")}
+        if init_from is not None and task.frozen is not None:
+            facts["init_from"] = beginning.fingerprint(source_params, task.frozen)
         if population is not None:
             facts["population"] = {name: list(values) for name, values in population.values.items()}
         full = {"fit": facts, "config": dict(config or {})}
@@ -318,6 +328,7 @@ def prepare(
         flops=flops,
         uncounted=uncounted,
         resume=resume is True,
+        given=given,
     )
 
 

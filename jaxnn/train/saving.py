@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from jaxnn import parallel
 from jaxnn.core import State
 from jaxnn.runs import Restored, RunFolder
+from jaxnn.train.beginning import with_frozen, without_frozen
 from jaxnn.train.hooks import direction
 from jaxnn.train.run import Checkpointing
 from jaxnn.train.together import first_does
+from jaxnn.typing import Params
 
 
 @jax.jit
@@ -36,6 +38,8 @@ class Saver:
 
     def __init__(self, folder: RunFolder, settings: Checkpointing, like: State):
         self.folder, self.settings, self.like = folder, settings, like
+        self._frozen: Callable[[str], bool] | None = None
+        self._first: Callable[[], Params] = dict
         mode = direction("train.Checkpointing", settings.best, settings.best_mode) if settings.best else None
         self._sign = -1 if mode == "max" else 1
         # Process 0 first: it removes what a killed save has left.
@@ -47,6 +51,10 @@ class Saver:
         self._best: tuple[int, float] | None = None
         self._last: tuple[int, float] | None = None
         self.rest()
+
+    def leave_out(self, frozen: Callable[[str], bool] | None, first: Callable[[], Params]) -> None:
+        """Keeps parameters that never change out of checkpoints; `first()` gives those that the run began with."""
+        self._frozen, self._first = frozen, first
 
     def rest(self) -> None:
         """Begins to count the minutes to the next checkpoint."""
@@ -82,7 +90,8 @@ class Saver:
         self.folder.metrics.sync()  # a resume needs all the rows that the checkpoint counts
         metric = self._last[1] if self._last is not None and self._last[0] == step else None
         self.step, self._extra, self._rated = step, extra, metric is not None
-        self.checkpoints.save(step, parallel.collect(state), extra, metric=metric)
+        kept = without_frozen(state, self._frozen)
+        self.checkpoints.save(step, parallel.collect(kept), extra, metric=metric)
         parallel.beat()
         if finite and bool(_all_finite((state.params, state.model_state))):
             self.checkpoints.mark_good(step)
@@ -119,18 +128,21 @@ class Saver:
         restored = first_does(lambda: self._back_to(step))
         found = parallel.agree(restored.step if restored is not None else None)
         if restored is None:  # the others read what process 0 chose, which it will not touch
-            restored = self.checkpoints.restore(self.like, found)
+            restored = self.checkpoints.restore(without_frozen(self.like, self._frozen), found)
             self.checkpoints.discard_after(found)
         rows = self.folder.metrics.read()
         self.step, self._extra = restored.step, restored.extra
         self._recall(rows)
         parallel.meet("jaxnn.restored")  # before process 0 adds rows
+        if self._frozen is not None:
+            whole = with_frozen(State(*restored.state), self._frozen, self._first())
+            restored = restored._replace(state=whole)
         return restored, rows
 
     def _back_to(self, step: int | None) -> Restored:
         """Reads the checkpoint and removes what is later."""
         try:
-            restored = self.checkpoints.restore(self.like, step)
+            restored = self.checkpoints.restore(without_frozen(self.like, self._frozen), step)
         except (FileNotFoundError, RuntimeError) as error:
             raise ValueError(
                 f"train.fit: the run in {self.folder.path} cannot go on: "

@@ -1,0 +1,120 @@
+"""The beginning of a run from parameters that there are: `fit(..., init_from=)`."""
+
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxnn import tree
+from jaxnn.core import State
+from jaxnn.runs import stored
+from jaxnn.typing import Params
+
+
+def given_params(where: str, init_from: Any) -> Params:
+    """The parameters that `init_from` means: those of a tree, a state, a run, or the newest checkpoint of a folder.
+
+    Raises:
+        ValueError: If a folder holds no run or no good checkpoint.
+    """
+    if not isinstance(init_from, (str, os.PathLike)):
+        return getattr(getattr(init_from, "state", init_from), "params", init_from)
+    if not any((Path(init_from) / name).is_file() for name in ("config.json", stored.SEAL)):
+        raise ValueError(
+            f"{where}: init_from={str(init_from)!r} holds no config.json. Tried: a run's folder, or a "
+            f"checkpoint's. Give one, or parameters: models.load(folder)[1] reads weights of others."
+        )
+    return _stored_params(where, Path(init_from))
+
+
+def _stored_params(where: str, path: Path) -> dict[str, Any]:
+    """The parameters in a checkpoint's folder, or in the newest good one of a run; verified, and nothing is changed."""
+    folders = [path]
+    if not (path / stored.SEAL).is_file():
+        every = path / "checkpoints"
+        folders = [stored.step_folder(every, step) for step in stored.steps(every)[::-1]]
+        folders = [folder for folder in folders if stored.is_good(folder)]
+    problems: list[str] = []
+    for folder in folders:
+        if not (found := stored.verify(folder)):
+            arrays, found = stored.read_arrays(folder)
+            if not found:
+                params = {k.removeprefix("params/"): v for k, v in arrays.items() if k.startswith("params/")}
+                return {name: value for name, value in params.items() if value.size}
+        problems += found[:2]
+    why = f" ({'; '.join(problems)})" if problems else ""
+    raise ValueError(
+        f"{where}: init_from={str(path)!r} holds no good checkpoint{why}. Tried: {len(folders)} of them. Give a "
+        f"run that has saved, or one of its checkpoints."
+    )
+
+
+def check_given(where: str, params: Params, given: Params) -> None:
+    """Refuses parameters that are not the task's: each top-level entry of `given` must be whole and of its shapes.
+
+    Args:
+        where: Who asks.
+        params: Shapes of the task's.
+        given: By the same paths, top-level entries left out or not.
+
+    Raises:
+        ValueError: If a leaf is missing in an entry, unknown or of another shape.
+    """
+    wanted, found = tree.leaves_by_path(params), tree.leaves_by_path(given)
+    entries = {path.split("/")[0] for path in found}
+    for path in sorted(wanted.keys() | found.keys()):
+        entry = path.split("/")[0]
+        if path not in wanted:
+            raise ValueError(
+                f"{where}: init_from has {path!r} {tree.describe(found[path])}, which the task has not. Tried: its "
+                f"{len(wanted)} parameters. Leave it out, or change the model."
+            )
+        if path in found and tuple(np.shape(found[path])) != tuple(wanted[path].shape):
+            raise ValueError(
+                f"{where}: init_from has {path!r} {tree.describe(found[path])}. Tried: {tree.describe(wanted[path])}. "
+                f"Leave {entry!r} out wholly, to begin it anew, or change the model."
+            )
+        if path not in found and entry in entries:
+            raise ValueError(
+                f"{where}: init_from lacks {path!r}. Tried: whole entries. Leave {entry!r} out wholly, to begin it "
+                f"anew, or give all of it."
+            )
+
+
+def fingerprint(params: Params, frozen: Callable[[str], bool]) -> str:
+    """A checksum of the parameters that never change: 8 hexadecimal digits."""
+    crc = 0
+    for path, leaf in tree.leaves_by_path(params).items():
+        if frozen(path):
+            crc = zlib.crc32(f"{path} {stored.checksum(np.asarray(leaf))}".encode(), crc)
+    return f"{crc:08x}"
+
+
+def begun_from(params: Params, given: Params) -> Params:
+    """`params`, with the values of `given` where it has them, in the dtypes of `params`."""
+    found = tree.leaves_by_path(given)
+
+    def one(path: str, leaf: Any) -> Any:
+        # `given` stays its owner's: the run donates its state.
+        return np.array(found[path], dtype=leaf.dtype) if path in found else leaf
+
+    return tree.map_by_path(one, params)
+
+
+def without_frozen(state: State, frozen: Any) -> State:
+    """The state as a checkpoint keeps it: an empty array in the place of each parameter that never changes."""
+    if frozen is None:
+        return state
+    empty = lambda path, leaf: np.zeros((0,), leaf.dtype) if frozen(path) else leaf  # noqa: E731
+    return state._replace(params=tree.map_by_path(empty, state.params))
+
+
+def with_frozen(state: State, frozen: Any, params: Params) -> State:
+    """Undoes `without_frozen`, given the run's first parameters."""
+    if frozen is None:
+        return state
+    first = tree.leaves_by_path(params)
+    return state._replace(params=tree.map_by_path(lambda p, x: np.asarray(first[p]) if frozen(p) else x, state.params))
