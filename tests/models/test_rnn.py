@@ -63,7 +63,7 @@ def test_outputs_states_and_gradients_are_torchs(name):
 def test_what_stands_in_padding_changes_nothing_in_either_direction():
     net = RNN(GRUCell(3), bidirectional=True)
     x = np.random.default_rng(0).normal(size=(2, 5, 4)).astype(np.float32)
-    variables = net.init(jax.random.key(0), x)
+    variables = jax.jit(net.init)(jax.random.key(0), x)
     lengths = np.array([5, 3])
     run = jax.jit(lambda x, lengths: net.apply(variables, x, lengths))
     y, ends = run(x, lengths)
@@ -73,20 +73,21 @@ def test_what_stands_in_padding_changes_nothing_in_either_direction():
         np.testing.assert_array_equal(a, b)
     assert not np.any(y[1, 3:])
     assert np.all(np.any(y[1, :3], axis=-1))
-    alone, alone_ends = net.apply(variables, x[1:, :3])
+    alone, alone_ends = jax.jit(net.apply)(variables, x[1:, :3])
     np.testing.assert_allclose(y[1, :3], alone[0], atol=1e-6)
     np.testing.assert_allclose(ends[0][1][1], alone_ends[0][1][0], atol=1e-6)
-    masked, _ = net.apply(variables, x, valid=np.arange(5) < lengths[:, None])
+    masked, _ = jax.jit(net.apply)(variables, x, valid=np.arange(5) < lengths[:, None])
     np.testing.assert_allclose(masked, y, atol=1e-6)
 
 
 def test_a_sequence_in_two_pieces_is_the_sequence():
     net = RNN(LSTMCell(3), layers=2)
     x = np.random.default_rng(0).normal(size=(2, 6, 4)).astype(np.float32)
-    variables = net.init(jax.random.key(0), x)
-    y, ends = net.apply(variables, x)
-    first, carry = net.apply(variables, x[:, :2])
-    second, last = net.apply(variables, x[:, 2:], carry=carry)
+    variables = jax.jit(net.init)(jax.random.key(0), x)
+    run = jax.jit(net.apply)
+    y, ends = run(variables, x)
+    first, carry = run(variables, x[:, :2])
+    second, last = run(variables, x[:, 2:], carry=carry)
     np.testing.assert_allclose(np.concatenate([first, second], axis=1), y, atol=1e-6)
     for a, b in zip(jax.tree.leaves(last), jax.tree.leaves(ends)):
         np.testing.assert_allclose(a, b, atol=1e-6)
@@ -96,7 +97,7 @@ def test_a_cell_by_itself_is_one_step_of_the_layer():
     cell = LSTMCell(3)
     x = np.random.default_rng(0).normal(size=(2, 1, 4)).astype(np.float32)
     carry = (jnp.zeros((2, 3)), jnp.zeros((2, 3)))
-    params = cell.init(jax.random.key(0), carry, x[:, 0])["params"]
+    params = jax.jit(cell.init)(jax.random.key(0), carry, x[:, 0])["params"]
     (_, c), y = cell.apply({"params": params}, carry, x[:, 0])
     layer = RNN(LSTMCell(3)).apply({"params": {"forward_0": {"cell": params}}}, x)
     np.testing.assert_allclose(layer[0][:, 0], y, atol=1e-6)
@@ -107,19 +108,18 @@ def test_a_cell_by_itself_is_one_step_of_the_layer():
 def test_dropout_tells_examples_apart_by_their_number_and_spares_the_first_layer():
     net = RNN(SimpleCell(8), layers=2, dropout=0.5)
     x = np.ones((3, 4, 5), np.float32)
-    variables = net.init(jax.random.key(0), x)
+    variables = jax.jit(net.init)(jax.random.key(0), x)
     key = {"dropout": jax.random.key(1)}
     with rng.examples(jnp.array([7, 8, 7])):
         y, _ = net.apply(variables, x, train=True, rngs=key)
     np.testing.assert_array_equal(y[0], y[2])
     assert np.any(y[0] != y[1])
     shallow = RNN(SimpleCell(8), dropout=0.5)
-    one = shallow.init(jax.random.key(0), x)
+    one = jax.jit(shallow.init)(jax.random.key(0), x)
     np.testing.assert_array_equal(shallow.apply(one, x, train=True)[0], shallow.apply(one, x)[0])
 
 
 def test_roles_are_declared():
-    from jaxnn import core  # noqa: F401  (rooms above may be imported in tests)
     from jaxnn.models.layers import Declared
 
     seen = {}

@@ -60,18 +60,21 @@ def test_logits_and_gradients_are_the_references(name):
         np.testing.assert_allclose(got[path], want, atol=1e-4 * scale, err_msg=path)
 
 
-@pytest.mark.parametrize("settings", [{"gated": True, "activation": "gelu"}, {"layout": "marian", "tied": False}])
+GATED = {"gated": True, "activation": "gelu"}
+
+
+@pytest.mark.parametrize("settings", [GATED, pytest.param({"layout": "marian", "tied": False}, marks=pytest.mark.slow)])
 def test_logits_from_the_cache_are_those_of_teacher_forcing(settings):
     model = Transformer(TransformerConfig(**SMALL, **settings))
     generator = np.random.default_rng(0)
     source, target = (generator.integers(3, 11, size=(3, n)) for n in (5, 4))
     source[1, 3:] = 0
-    variables = model.init(jax.random.key(0), source, target)
-    logits, maps = model.apply(variables, source, target, attention=True)
+    variables = jax.jit(model.init)(jax.random.key(0), source, target)
+    logits, maps = jax.jit(lambda s, t: model.apply(variables, s, t, attention=True))(source, target)
     assert maps.shape == (3, 2, 2, 4, 5)
     np.testing.assert_allclose(np.sum(maps, axis=-1), 1, atol=1e-5)
     np.testing.assert_array_equal(maps[1, ..., 3:], 0)
-    cache = model.apply(variables, source, 4, method="begin")
+    cache = jax.jit(lambda s: model.apply(variables, s, 4, method="begin"))(source)
     step = jax.jit(lambda t, cache, i: model.apply(variables, t, cache, i, method="step"))
     for i in range(4):
         got, cache = step(target[:, i], cache, i)
@@ -80,7 +83,7 @@ def test_logits_from_the_cache_are_those_of_teacher_forcing(settings):
     other = target.copy()
     other[:, 2:] = 3
     longer = np.concatenate([source, np.zeros((3, 2), int)], axis=1)
-    again = model.apply(variables, longer, other)
+    again = jax.jit(model.apply)(variables, longer, other)
     np.testing.assert_allclose(again[:, :2], logits[:, :2], atol=1e-5)
 
 
@@ -104,7 +107,7 @@ def test_sinusoids_are_sines_then_cosines():
 @pytest.mark.parametrize("kind", ["t5", "marian"])
 def test_saved_folders_are_read_again(kind, tmp_path):
     model = Transformer(TransformerConfig(**SMALL, layout=kind, decoder_layers=1))
-    params = model.init(jax.random.key(0), np.ones((1, 2), int))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), np.ones((1, 2), int))["params"]
     models.save(model, params, tmp_path)
     again, loaded = models.load(tmp_path)
     assert type(again) is Transformer
