@@ -1,0 +1,30 @@
+"""Two strategies on two devices: the losses of one, a report with every run, and nothing is trained twice."""
+
+import dataclasses
+
+import numpy as np
+
+from experiments import data_parallel
+
+
+def test_two_strategies_and_a_resumption(tmp_path, monkeypatch):
+    cfg = data_parallel.Config(
+        strategies=("replicate", "zero2"), devices=(1, 2), steps=3, batch=4, layers=1, width=32, length=16
+    )
+    cfg = dataclasses.replace(cfg, out=str(tmp_path))
+    runs = data_parallel.main(cfg)
+    assert [(run["strategy"], run["devices"]) for run in runs] == [("single", 1), ("replicate", 2), ("zero2", 2)]
+    for run in runs[1:]:
+        np.testing.assert_allclose(run["losses"], runs[0]["losses"], rtol=1e-5)
+    one, whole, split = (run["keeps"] for run in runs)
+    assert whole["optimizer"] == one["optimizer"]
+    assert one["optimizer"] / 2 < split["optimizer"] < 0.6 * one["optimizer"]
+    assert split["parameters"] == one["parameters"]
+    assert {kind for kind, *_ in runs[1]["sends"]} == {"all-reduce"}
+    assert {kind for kind, *_ in runs[2]["sends"]} == {"all-reduce", "all-gather", "reduce-scatter"}
+    page = (tmp_path / "data_parallel.html").read_text()
+    assert page.count("zero2") > 3
+    assert "difference from one device" in page
+
+    monkeypatch.setattr(data_parallel, "trained", None)  # what is there is not trained again
+    assert data_parallel.main(dataclasses.replace(cfg, resume=True)) == runs
