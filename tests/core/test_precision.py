@@ -74,7 +74,15 @@ def test_products_have_narrow_operands_forward_and_backward(name, precision):
     assert set(wide) == {("float32", "float32")}
 
 
-@pytest.mark.parametrize(("name", "precision"), [("gpt", "bfloat16"), ("cnn", "float16"), ("mlp", "matmul_bf16")])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        pytest.param("gpt", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("cnn", "float16", marks=pytest.mark.slow),
+        ("mlp", "bfloat16"),
+        ("mlp", "matmul_bf16"),
+    ],
+)
 def test_a_few_steps_are_near_those_in_float32_and_keep_a_float32_state(name, precision, count_compiles):
     """Compiled once, and near: a relative error of a few roundings (2^-8 for bfloat16, 2^-11 for float16)."""
     both = {}

@@ -53,7 +53,7 @@ def test_no_example_keeps_the_statistics():
     assert np.isfinite(dx).all()
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_the_same_on_several_devices(devices, devices8):
     def local(x, mask):
         y, stats, dparams, dx = run(BatchNorm(groups=4), x, mask)

@@ -66,7 +66,10 @@ def test_ghost_batch_norm_is_that_of_one_device(strategy, devices, devices8):
         assert_close(one, trained("ghost", strategy, core.Step(), devices), 1e-5)
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("pmap", marks=pytest.mark.slow), "replicate", "zero2"])
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param("pmap", marks=pytest.mark.slow), pytest.param("replicate", marks=pytest.mark.slow), "zero2"],
+)
 def test_gradients_are_sent_once_a_step(strategy, devices8):
     """Over 3 micro-batches as over one: the same collectives of the same bytes, outside of their loop."""
     found = []
