@@ -77,17 +77,17 @@ class Trouble(train.Hook):
 
 
 def parts(model: str) -> tuple[train.Task, data.Arrays]:
-    """Task and data."""
+    """Task and data; each model has a parameter that strategies split."""
     draw = np.random.default_rng(0)
     if model == "mlp":
         x = draw.normal(size=(EXAMPLES, 4)).astype(np.float32)
-        return train.supervised(models.MLP((16, 2), dropout=0.2), losses.mse), data.Arrays(x, x[:, :2] ** 2)
+        return train.supervised(models.MLP((64, 32, 2), dropout=0.2), losses.mse), data.Arrays(x, x[:, :2] ** 2)
     if model == "cnn":
         x, y = draw.normal(size=(EXAMPLES, 6, 6, 1)).astype(np.float32), draw.integers(0, 3, EXAMPLES)
-        module = models.CNN((4,), (8,), 3, batch_norm=True, dropout=0.1)
+        module = models.CNN((4,), (64,), 3, batch_norm=True, dropout=0.1)
         return train.supervised(module, losses.cross_entropy), data.Arrays(x, y)
     tokens = draw.integers(0, 16, (EXAMPLES, 9)).astype(np.int32)
-    config = models.GPTConfig(vocab=16, length=8, layers=1, heads=2, width=16, mlp_ratio=2, dropout=0.1)
+    config = models.GPTConfig(vocab=16, length=8, layers=1, heads=2, width=32, mlp_ratio=2, dropout=0.1)
     return train.supervised(models.GPT(config), losses.cross_entropy), data.Arrays(tokens[:, :-1], tokens[:, 1:])
 
 
