@@ -29,6 +29,7 @@ class Config:
     model: Literal["seq2seq", "transformer"] = "transformer"
     data: str = "numbers"  # numbers in words, or the folder of the Bible's verses that `make data` made
     vocab: int = 3000  # byte pairs of both languages together
+    layout: Literal["t5", "marian"] = "marian"  # of the transformer
     length: int = 40  # tokens of a source or target at most; longer pairs are not learned from
     width: int = 128  # of embeddings and layers; the recurrent states have 3/2 of it
     layers: int = 2  # of the transformer's halves; the recurrent one has a layer in each
@@ -126,7 +127,9 @@ def translator(cfg: Config) -> Any:
         state = 3 * cfg.width // 2
         return models.Seq2Seq(models.Seq2SeqConfig(embed=cfg.width, width=state, attention=cfg.width, **common))
     return models.Transformer(
-        models.TransformerConfig(width=cfg.width, heads=4, hidden=4 * cfg.width, layers=cfg.layers, **common)
+        models.TransformerConfig(
+            layout=cfg.layout, width=cfg.width, heads=4, hidden=4 * cfg.width, layers=cfg.layers, **common
+        )
     )
 
 

@@ -67,3 +67,13 @@ def test_images_with_captions_in_a_grid():
 def test_shapes_that_do_not_fit_are_refused(call):
     with pytest.raises(ValueError, match=r"^figures\.\w+: .*Tried: .*(Give|Write)"):
         call()
+
+
+def test_an_attention_map_has_a_row_a_query_and_a_column_a_key():
+    weights = np.array([[0.1, 0.9, 0.0], [0.5, 0.25, 0.25]])
+    axes = figures.attention(weights, ["a", "$b", "c"], ["x", "y"], "map").axes[0]
+    np.testing.assert_array_equal(axes.images[0].get_array(), weights)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["x", "y"]
+    assert len(axes.get_xticklabels()) == 3
+    with pytest.raises(ValueError, match="2 queries and 2 keys"):
+        figures.attention(weights, ["a", "b"], ["x", "y"])
