@@ -30,10 +30,14 @@ def _bucket(count: int, least: int = 16) -> int:
     return max(least, 1 << (count - 1).bit_length())
 
 
+def _apply(model: GPT, params: Params, tokens: Array, **settings: Any) -> Any:
+    return model.apply({"params": params}, tokens, **settings)
+
+
 def _prefill(model: GPT, params: Params, tokens: Array, start: Array, slots: int) -> Cache:
     """The cache after all tokens [B, P] but the last, which begins the loop."""
     cache = init_cache(model.config, tokens.shape[0], slots, start)
-    return model.apply({"params": params}, tokens[:, :-1], cache=cache, last=True)[1]
+    return _apply(model, params, tokens[:, :-1], cache=cache, last=True)[1]
 
 
 Carry = tuple[Array, Array, Any, Array, Array]  # steps done, last tokens [B], what the model keeps, written, ended [B]
@@ -75,7 +79,7 @@ def _cached(
     cache = cache._replace(filled=jnp.asarray(cache.filled, jnp.int32))
 
     def advance(tokens: Array, cache: Cache, i: Array) -> tuple[Array, Cache]:
-        logits, cache = model.apply({"params": params}, tokens[:, None], cache=cache)
+        logits, cache = _apply(model, params, tokens[:, None], cache=cache)
         folded = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
         return draw(folded, logits[:, 0], temperature, top_k, top_p if nucleus else None), cache
 
@@ -103,7 +107,7 @@ def _windowed(
 
     def advance(tokens: Array, kept: tuple[Array, Array], i: Array) -> tuple[Array, tuple[Array, Array]]:
         window, filled = kept
-        logits = model.apply({"params": params}, window)
+        logits = _apply(model, params, window)
         logits = jnp.take_along_axis(logits, (filled - 1)[:, None, None], axis=1)[:, 0]
         folded = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
         tokens = draw(folded, logits, temperature, top_k, top_p if nucleus else None)
@@ -118,7 +122,7 @@ def _beams(
     params: Params,
     tokens: Array,
     start: Array,
-    stop: Array,
+    stop: Any,
     steps: int,
     beams: int,
     length_penalty: float,
@@ -130,7 +134,7 @@ def _beams(
     def step(tokens: Array, cache: Any, i: Array) -> tuple[Array, Any]:
         keys, values, start = cache
         full = Cache(turn(keys, 0, 1), turn(values, 0, 1), start, prefilled.filled + i)
-        logits, full = model.apply({"params": params}, tokens[:, None], cache=full)
+        logits, full = _apply(model, params, tokens[:, None], cache=full)
         return logits[:, 0], (turn(full.keys, 1, 0), turn(full.values, 1, 0), start)
 
     cache = (turn(prefilled.keys, 1, 0), turn(prefilled.values, 1, 0), prefilled.start)

@@ -109,15 +109,15 @@ def test_forms_agree_with_numpy_in_values_and_gradients(names, monkeypatch):
     check(frozenset(names.split()), monkeypatch)
 
 
-RESTRICTIONS = ("segment", "mask", "window", "alibi", "bias", "grouped")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("base", ["causal", "self", "cross"])
-def test_every_combination_agrees_with_numpy(base, monkeypatch):
-    for count in range(len(RESTRICTIONS) + 1):
-        for names in itertools.combinations(RESTRICTIONS, count):
-            check(frozenset({base, *names}), monkeypatch)
+@pytest.mark.parametrize("heads", ["grouped", "whole"])
+@pytest.mark.parametrize("packed", ["segment", "unpacked"])
+def test_every_combination_agrees_with_numpy(base, heads, packed, monkeypatch):
+    rest = ("mask", "window", "alibi", "bias")
+    for count in range(len(rest) + 1):
+        for names in itertools.combinations(rest, count):
+            check(frozenset({base, heads, packed, *names}), monkeypatch)
 
 
 def test_narrow_operands_come_near(monkeypatch):

@@ -1,0 +1,63 @@
+"""Model families: what a cache of keys and values is worth in generation.
+
+python -m benchmarks.models [--seconds 60] [--tokens 256]
+
+GPT "small" (4 layers of width 192, 1.8 M parameters) with room for 512 bytes continues a prompt of 16 by 256, greedily,
+with the cache and without, in turns (`bench.compare`). Must: 5 times faster with it.
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn import bench, models
+from jaxnn.models import generation
+
+MUST = 5.0
+
+
+def main(tokens: int, seconds: float) -> bool:
+    """Prints the comparison; gives whether the bound holds."""
+    gpt = models.GPT(models.GPTConfig.preset("small", length=512))
+    prompt = np.random.default_rng(0).integers(0, 256, 16).astype(np.int32)
+    params = jax.jit(gpt.init)(jax.random.key(0), prompt[None])["params"]
+    greedy = {"steps": tokens, "temperature": 0.0}
+    # The same text, or the times would be of different things.
+    with_cache, without = (models.generate(gpt, params, prompt, cache=cache, **greedy) for cache in (True, False))
+    if with_cache.tolist() != without.tolist():
+        raise SystemExit("benchmarks.models: the texts with and without a cache differ.")
+    keys = jax.random.split(jax.random.key(0), 1)
+    limits = (jnp.int32(tokens), jnp.int32(-1))
+    rest = (keys, (jnp.float32(0), jnp.float32(1)), limits, tokens, None, False)
+    window = np.zeros((1, 16 + tokens), np.int32)
+    window[0, :16] = prompt
+    zero, sixteen = np.zeros(1, np.int32), np.full(1, 16, np.int32)
+
+    def cached(params, prompt, start):
+        return generation._cached(gpt, params, prompt, start, *rest)
+
+    def uncached(params, window, filled):
+        return generation._windowed(gpt, params, window, filled, *rest)
+
+    result = bench.compare(
+        {
+            "no cache": bench.Case("no cache", uncached, (params, window, sixteen)),
+            "cache": bench.Case("cache", cached, (params, prompt[None], zero)),
+        },
+        max_seconds=seconds,
+    )
+    print(result)
+    faster = 1 / result.ratio
+    said = "met" if faster >= MUST else "MISSED"
+    print(f"{tokens} tokens, GPT small: {faster:.1f} times faster with the cache; must be {MUST:.0f}: {said}")
+    return faster >= MUST
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    arguments = parser.parse_args()
+    raise SystemExit(0 if main(arguments.tokens, arguments.seconds) else 1)
