@@ -277,6 +277,7 @@ def sizes(cfg: Config, page: report.Page) -> None:
             more = f"{bytes_ / needed:.2f}" if needed else "-"
             text = kinds(sent(program, mesh))
             rows.append([name, n, bytes_ / 1e6, needed / 1e6, more, per_device(made.state) / 1e6, temporaries, text])
+            print("  ".join(map(report.format_value, rows[-1])), flush=True)
             curves["sent"].setdefault(name, []).append(bytes_ / 1e6)
             curves["temporaries"].setdefault(name, []).append(temporaries)
     show(
