@@ -6,9 +6,10 @@ hosts, so that a run resumes, rewinds and re-shards without any iterator state. 
 few steps ahead of the device; a source that fits on the device (`resident`) needs no loader, and only ids travel.
 
 `Arrays` is the source for arrays, `CSV` for tables, `TextFiles` for bytes of text, `Sentences` and `Packed` for tokens
-of a `Tokenizer`, `ImageFolder`, `ImageFiles`, `mnist`, `cifar` and `digits` for images; `mapped` passes a source through a
-function, `write_csv` writes predictions down. Whatever has `__len__`, `take` and `resident` is a source too
-(`jaxnn.typing.Source`).
+of a `Tokenizer`, `ImageFolder`, `ImageFiles`, `mnist`, `cifar` and `digits` for images, `Indexed` for whatever has a
+length and an index; `read_jsonl`, `read_parallel`, `read_text_folder` and `read_imdb` read texts for `Sentences`;
+`mapped` passes a source through a function, `write_csv` writes predictions down. Whatever has `__len__`, `take` and
+`resident` is a source too (`jaxnn.typing.Source`).
 """
 
 from jaxnn.data import order as order
@@ -27,13 +28,19 @@ from jaxnn.data.image_transforms import random_resized_crop as random_resized_cr
 from jaxnn.data.image_transforms import resize as resize
 from jaxnn.data.images import ImageFiles as ImageFiles
 from jaxnn.data.images import ImageFolder as ImageFolder
+from jaxnn.data.indexed import Indexed as Indexed
 from jaxnn.data.loader import Loader as Loader
 from jaxnn.data.loader import host_batch as host_batch
 from jaxnn.data.loader import process_slice as process_slice
-from jaxnn.data.packing import Packed as Packed
-from jaxnn.data.packing import masked_tokens as masked_tokens
 from jaxnn.data.mixtures import cutmix as cutmix
 from jaxnn.data.mixtures import mixup as mixup
+from jaxnn.data.packing import Packed as Packed
+from jaxnn.data.packing import masked_tokens as masked_tokens
+from jaxnn.data.readers import Texts as Texts
+from jaxnn.data.readers import read_imdb as read_imdb
+from jaxnn.data.readers import read_jsonl as read_jsonl
+from jaxnn.data.readers import read_parallel as read_parallel
+from jaxnn.data.readers import read_text_folder as read_text_folder
 from jaxnn.data.tabular import CSV as CSV
 from jaxnn.data.text import TextFiles as TextFiles
 from jaxnn.data.text import scoring_windows as scoring_windows

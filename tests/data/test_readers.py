@@ -1,0 +1,119 @@
+"""Text on disk: what is read, and every kind of hole refused with its place."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxnn import data
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_json_lines_with_labels_and_partners(tmp_path):
+    rows = [{"a": "uno\u2028dos", "b": "x", "k": "pos"}, {"a": "tres", "b": "y", "k": "neg"}]
+    path = write(tmp_path / "f.jsonl", "\n\n".join(json.dumps(r, ensure_ascii=False) for r in rows) + "\r\n")
+    read = data.read_jsonl(path, "a", pair="b", label="k")
+    assert list(read.texts) == ["uno\u2028dos", "tres"]  # a separator of Unicode is no line end
+    assert list(read.pairs) == ["x", "y"]
+    assert read.classes == ("neg", "pos")
+    assert read.arrays["y"].tolist() == [1, 0]
+    numbers = write(tmp_path / "n.jsonl", '{"text": "a", "s": 1}\n{"text": "b", "s": 0.5}\n')
+    assert data.read_jsonl(numbers, label="s").arrays["y"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"text": "a"}\n{"text": \n', "line 2 of .* is no JSON"),
+        ('{"text": "a"}\n[1]\n', "line 2 of .* is list"),
+        ('{"text": "a"}\n\n{"body": "b"}\n', r"line 3 of .* has no 'text'; it has \['body'\]"),
+        ('{"text": 3}\n', "line 1 of .* has text=3, int"),
+        ("\n \n", "is empty"),
+        (b'{"text": "a"}\n{"text": "\xf1"}', "line 2 of .* is not UTF-8: byte 0xf1"),
+        ('{"text": "a", "y": 1}\n{"text": "b", "y": null}\n', "label None of example 1"),
+    ],
+)
+def test_holes_in_json_lines(tmp_path, content, words):
+    path = write(tmp_path / "f.jsonl", content)
+    with pytest.raises(ValueError, match=words):
+        data.read_jsonl(path, label="y" if "null" in str(content) else None)
+
+
+def test_parallel_files(tmp_path):
+    source, target = write(tmp_path / "a.en", "one\n\ntwo\r\n"), write(tmp_path / "a.es", "uno\n\ndos")
+    read = data.read_parallel(source, target)
+    assert (list(read.texts), list(read.pairs)) == (["one", "two"], ["uno", "dos"])
+    with pytest.raises(ValueError, match=r"has 3 lines and .* has 2"):
+        data.read_parallel(source, write(tmp_path / "b.es", "uno\ndos\n"))
+    with pytest.raises(ValueError, match=r"line 2 is empty in '.*a\.en' only"):
+        data.read_parallel(source, write(tmp_path / "c.es", "uno\nx\ndos\n"))
+    with pytest.raises(ValueError, match="cannot be read"):
+        data.read_parallel(source, tmp_path / "none")
+
+
+def test_folders_of_classes_and_aclimdb(tmp_path):
+    root = tmp_path / "aclImdb"
+    for split in ("train", "test"):
+        for name, text in (("pos", "good<br />film"), ("neg", "bad"), ("unsup", "what?")):
+            write(root / split / name / "0_9.txt", text)
+    read = data.read_imdb(root)
+    assert list(read.texts) == ["bad", "good film"]
+    assert read.arrays["y"].tolist() == [0, 1]
+    assert data.read_text_folder(root / "test").classes == ("neg", "pos", "unsup")
+    with pytest.raises(ValueError, match="split='dev'"):
+        data.read_imdb(root, "dev")
+    with pytest.raises(ValueError, match="is no folder"):
+        data.read_imdb(tmp_path / "elsewhere")
+    write(root / "train" / "pos" / "1_9.txt", "")
+    with pytest.raises(ValueError, match=r"1_9\.txt' is empty"):
+        data.read_imdb(root)
+    with pytest.raises(ValueError, match=r"has no \*\.txt"):
+        data.read_text_folder(root / "test", classes=("dev",))
+
+
+def test_texts_become_a_source(tmp_path):
+    pytest.importorskip("tokenizers")
+    path = write(tmp_path / "f.jsonl", '{"text": "a b c", "y": "u"}\n{"text": "a", "y": "v"}\n')
+    read = data.read_jsonl(path, label="y")
+    tokenizer = data.Tokenizer.train(read.texts, vocab=300)
+    batch = read.source(tokenizer, length=8).take(np.array([1, 0]))
+    assert batch["y"].tolist() == [1, 0]
+    assert tokenizer.decode(batch["x"][1][batch["x"][1] != tokenizer.pad]).strip() == "a b c"
+
+
+class Map:
+    """As grain's map data sets are: a length and an index."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, i):
+        return {"x": np.full(2, i, np.float32), "y": i % 2}
+
+
+def test_what_can_be_indexed_is_a_source():
+    source = data.Indexed(Map())
+    batch = source.take(np.array([4, 1]))
+    assert batch["x"].tolist() == [[4, 4], [1, 1]]
+    assert batch["y"].tolist() == [0, 1]
+    assert len(source) == 5
+    assert data.Indexed([(np.zeros(3), 1)]).take(np.array([0]))["x"].shape == (1, 3)
+    with pytest.raises(TypeError, match="no __len__ and no __getitem__"):
+        data.Indexed(iter([1]))
+    with pytest.raises(ValueError, match="no items"):
+        data.Indexed([])
+    with pytest.raises(TypeError, match="item 0 has 'x'"):
+        data.Indexed(["text"])
+    with pytest.raises(ValueError, match="item 1 is"):
+        data.Indexed([np.zeros(2), np.zeros(3)]).take(np.array([0, 1]))
+
+
+def test_a_map_data_set_of_grain_is_a_source():
+    grain = pytest.importorskip("grain")
+    source = data.Indexed(grain.MapDataset.source([1, 2, 3]).map(lambda n: {"x": np.float32(n)}))
+    assert source.take(np.array([2, 0]))["x"].tolist() == [3, 1]
