@@ -28,7 +28,7 @@ def stored(folder):
 
 def run(model, params, wanted):
     given = {"types": wanted["types"]} if getattr(model.config, "types", 0) else {}
-    return model.apply({"params": params}, wanted["ids"].astype(np.int32), **given)
+    return jax.jit(model.apply)({"params": params}, wanted["ids"].astype(np.int32), **given)
 
 
 def changed(model, **changes):
@@ -260,7 +260,7 @@ def test_a_config_that_we_cannot_compute_is_refused(name, config, message, tmp_p
 
 def test_what_the_files_cannot_say_is_not_saved(tmp_path):
     def params_of(model):
-        return model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+        return jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
 
     gpt = models.GPT(models.GPTConfig.preset("tiny"))
     with pytest.raises(ValueError, match=r"models.save: GPT as it is set is none of"):
