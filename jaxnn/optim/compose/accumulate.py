@@ -46,7 +46,7 @@ def accumulate(tx: optax.GradientTransformation, k: int) -> Accumulate:
     """Updates with the weighted mean gradient of k micro-batches.
 
     As a plain transformation, k - 1 calls of k give updates of 0 and leave the optimizer alone, in a branch; the k-th
-    gives its update. `fit` has its own (`accumulate=`), which needs no sum in the state; this is for other loops, and
+    gives its update. `train.Step(accumulate=k)` needs no sum in the state; this is for other loops, and
     the two programs `tx.add` and `tx.emit` for those that know which micro-batch is the last: then no branch is there
     to copy state around.
 
