@@ -165,10 +165,10 @@ def main(cfg: Config) -> dict[str, float]:
         config=dataclasses.asdict(cfg),
     )
     print("fine-tuning, from the pretrained encoder and from scratch ...", flush=True)
-    last = train.evaluate(run.task, run.state, setup.validation)
+    last = next(row for row in reversed(run.history) if "val_loss" in row)
     result = {
-        "hidden_token_loss": last["loss"],
-        "hidden_token_accuracy": last["accuracy"],
+        "hidden_token_loss": last["val_loss"],
+        "hidden_token_accuracy": last["val_accuracy"],
         "pretrained_accuracy": tuned(cfg, jax.device_get(run.state.params)),
         "scratch_accuracy": tuned(cfg, None),
     }

@@ -92,7 +92,7 @@ def split(folder: str) -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
 @functools.cache
 def pretrained(cfg: Config) -> tuple[data.Tokenizer, models.BERT, Any]:
     """A tokenizer, the network, and its parameters: the given ones with a new head, or None to draw all of them."""
-    changes = {
+    changes: dict[str, Any] = {
         "head": "classify",
         "classes": 2,
         "pooling": "mean",

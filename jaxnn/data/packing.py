@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn.data.arrays import take_rows
 from jaxnn.data.order import _splitmix
 from jaxnn.data.tokenizers import Encoded
 from jaxnn.data.transforms import Examples
@@ -123,8 +124,8 @@ class Packed:
         """The rows, for the device."""
 
         def take(arrays: Any, index: Any) -> dict[str, Any]:
-            rows = (jnp.take(arrays[name], index, axis=0, mode="clip") for name in ("tokens", "segments"))
-            return self._example(*rows, jnp)
+            rows = take_rows(arrays, index)
+            return self._example(rows["tokens"], rows["segments"], jnp)
 
         return Resident({"tokens": self.tokens, "segments": self.segments}, take)
 

@@ -4,10 +4,11 @@ A thin layer over the package `tokenizers`, whose files (`tokenizer.json`, `voca
 none of it: `TextFiles`, and `text.encode()`.
 """
 
+import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,7 +30,8 @@ def _package() -> Any:
     return tokenizers
 
 
-class Encoded(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoded:
     """Token ids of texts, one after another.
 
     Attributes:

@@ -204,7 +204,7 @@ def write_safetensors(path: Path, tensors: list[Planned]) -> None:
         yield struct.pack("<Q", len(text)) + text
         for tensor in tensors:
             array = np.ascontiguousarray(tensor.make().astype(tensor.dtype, copy=False))
-            yield memoryview(array.reshape(-1).view(np.uint8))
+            yield array.reshape(-1).view(np.uint8).data
 
     atomically(path, parts())
 
