@@ -119,7 +119,7 @@ def fitted(cfg: Config) -> train.Run:
     out = train.run_folder("image_classifier", cfg.out, cfg.resume)
     common: Any = {"batch_size": cfg.batch, "resume": cfg.resume, "config": dataclasses.asdict(cfg)}
     setup = build(cfg)
-    task, seed = setup.task, cfg.seed
+    first = None
     if cfg.half_epochs:
         half = build(cfg, half=True)
         first = train.fit(
@@ -127,21 +127,20 @@ def fitted(cfg: Config) -> train.Run:
             half.tx,
             half.data,
             epochs=cfg.half_epochs,
-            seed=seed + 1,
+            seed=cfg.seed + 1,
             validation=half.validation,
             out=out.with_name(f"{out.name}-half"),
             **common,
         )
-        begin = (first.state.params, first.state.model_state)
-        task = dataclasses.replace(task, init=lambda key, batch: begin, module=None)
     return train.fit(
-        task,
+        setup.task,
         setup.tx,
         setup.data,
         epochs=cfg.epochs,
-        seed=seed,
+        seed=cfg.seed,
         validation=setup.validation,
         out=out,
+        init_from=first,
         **common,
     )
 

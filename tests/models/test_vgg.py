@@ -18,7 +18,7 @@ def test_presets_have_torchvisions_sizes(name, count):
 
 
 def test_small_images_go_through_the_small_head():
-    config = models.VGGConfig.preset("vgg11", head="small", classes=10, channels=1, widths=(4, 4, 4, 4, 4), form="lax")
+    config = models.VGGConfig.preset("vgg11", head="small", classes=10, channels=1, widths=(16,) * 5, form="lax")
     variables = jax.jit(models.VGG(config).init)(jax.random.key(0), jnp.zeros((2, 28, 28, 1)))
     x = np.random.default_rng(0).normal(size=(2, 28, 28, 1)).astype(np.float32)
     logits = models.VGG(config).apply(variables, x)
