@@ -150,7 +150,7 @@ def main(cfg: Config) -> dict[str, float]:
     parallel.compilation_cache()
     run = fitted(cfg)
     _, seen, names = images(cfg.data, cfg.size)
-    held_out = build(cfg).validation
+    held_out = changed(cfg, half=False)[1]
     result = train.evaluate(run.task, run.state, held_out)
     y = np.concatenate([seen.take(part)["y"] for part in np.array_split(np.arange(len(seen)), 20)])
     given = np.argmax(train.predict(run.task, run.state, held_out), axis=-1)
