@@ -194,7 +194,7 @@ def _run(job: Prepared, resume: bool) -> Run:
     )
     at = session.engine.data_step
     if folder is not None:
-        if log.peaks and folder.writes and signals.received is None:
+        if log.peaks and parallel.process_count() == 1 and signals.received is None:
             measured = bench.peaks(seconds=1.0)
             values = {peak.name: peak.value for peak in measured.by_name.values()}
             folder.journal.append("peaks", at, device=measured.device, **values)

@@ -205,7 +205,7 @@ class Log:
         grad_norm: Whether to report the global norm of the gradients; costs a pass over them.
         tensorboard: Whether to write TensorBoard files into the run folder (needs the `tensorboard` extra).
         peaks: Whether to measure the machine's peaks at the end of the run (about 3 s), so that the report can set the
-            model's FLOPs a second against them; needs a run folder.
+            model's FLOPs a second against them; needs a run folder. A job of several processes measures none.
         profile: Data steps (start, stop) to trace with jax's profiler into the run folder's `profile/`, with a table of
             the costliest operations.
     """
