@@ -193,9 +193,8 @@ def _in_precision(task: "Task", precision: Precision) -> "Task":
     def loss(params: Params, model_state: ModelState, batch: Batch, key: Array, train: bool) -> Loss:
         params, batch = narrow(params, batch)
         found = task.loss(params, model_state, batch, key, train)
-        return Loss(
-            *widened(jax.tree.map(jnp.asarray, tuple(found[:3]))), like(found[3], model_state), widened(found[4])
-        )
+        total, weight, penalty = widened(jax.tree.map(jnp.asarray, tuple(found[:3])))
+        return Loss(total, weight, penalty, like(found.model_state, model_state), widened(found.sums))
 
     def predict(params: Params, model_state: ModelState, batch: Batch) -> PyTree:
         params, batch = narrow(params, batch)
