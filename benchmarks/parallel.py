@@ -132,7 +132,7 @@ class Arm:
 
     def run(self) -> tuple[float, float, float]:
         """Seconds a call: until the calls have returned, until their results are there, and of CPU."""
-        cpu, began = time.process_time(), time.perf_counter()
+        cpu, began, out = time.process_time(), time.perf_counter(), None
         for _ in range(IN_FLIGHT):
             self.state, out = self.step(self.state, *self.args)
         called = time.perf_counter()
@@ -170,18 +170,8 @@ def kinds(found: Counter) -> str:
     return ", ".join(f"{kind} {size / 1e6:.2f} MB" for (kind, _), size in sorted(found.items())) or "nothing"
 
 
-STEPS = [
-    "model",
-    "strategy",
-    "ours us",
-    "by hand us",
-    "ours / hand",
-    "",
-    "dispatch",
-    "sends",
-    "instructions",
-    "fusions",
-]
+STEPS = ["model", "strategy", "ours us", "by hand us", "ours / hand", "clock", "", "dispatch", "sends", "instructions"]
+STEPS += ["fusions"]
 
 
 def pair(model: str, problem: Problem, name: str, cfg: Config) -> list[Any]:
