@@ -70,6 +70,7 @@ def test_roles_and_stacked_layers():
         assert {roles[p] for p in ("embed/embedding", "position_embed", "type_embed")} == {tree.Role("embedding")}
 
 
+@pytest.mark.slow
 def test_a_loop_and_a_scan_are_the_same_function():
     loop, params = make(head="mlm")
     scan, _ = make(head="mlm", scan=True)
@@ -85,6 +86,7 @@ def test_bf16_products_are_near():
     assert 0 < np.abs(exact - near).max() < 0.02
 
 
+@pytest.mark.slow
 def test_it_learns_and_token_types_reach_it():
     """Which of two types the first token has is all that the label depends on."""
     x = np.random.default_rng(0).integers(1, 40, (64, 6)).astype(np.int32)

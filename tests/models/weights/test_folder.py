@@ -14,7 +14,14 @@ from jaxnn import models, tree
 from jaxnn.models.weights import tensors
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "weights"
-NAMES = ["bert_hidden", "bert_mlm", "bert_classify", "bert_tokens", "roberta_mlm", "roberta_classify", "gpt2"]
+LATER = ["bert_classify", "bert_tokens", "roberta_mlm"]  # their parts are in the others too
+NAMES = [
+    "bert_hidden",
+    "bert_mlm",
+    "roberta_classify",
+    "gpt2",
+    *(pytest.param(n, marks=pytest.mark.slow) for n in LATER),
+]
 
 
 def expected(name):
@@ -133,6 +140,7 @@ def test_narrow_weights_load(dtype, tmp_path):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, np.asarray(y, np.float32)), wide, kept)
 
 
+@pytest.mark.slow
 def test_layers_under_a_scan_are_stacked_and_saved_apart(tmp_path):
     for name in ("gpt2", "roberta_classify"):
         wanted = expected(name)
