@@ -275,7 +275,7 @@ class RNN(nn.Module):
                 f"models.RNN: carry has {[len(c) for c in carry]} states by layer. Tried: {len(ways)} for each of "
                 f"{self.layers}. Give what an RNN of this shape returned."
             )
-        valid = valid_positions(lengths, valid, *x.shape[:2], "models.RNN")
+        valid = valid_positions(lengths, valid, x.shape[0], x.shape[1], "models.RNN")
         key = self.make_rng("dropout") if train and self.dropout and self.layers > 1 else None
         states: list[list[Carry]] = []
         for i in range(self.layers):

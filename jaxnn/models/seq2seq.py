@@ -190,7 +190,7 @@ class Seq2Seq(nn.Module):
         valid = source != c.pad
         x = self._drop(self.embed(source), key, 0)
         memory, ends = self.encoder(x, valid=valid, train=key is not None)
-        state = []
+        state: list[Any] = []
         for bridge, end in zip(self.bridge, ends):
             # The backward direction has just read the beginning.
             first = jnp.tanh(bridge(c.cell.output(end[-1])))
