@@ -11,8 +11,6 @@ import sys
 import time
 from typing import Any, Literal
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -46,8 +44,6 @@ class Config:
 
 
 # ---- data
-
-
 @functools.cache
 def verses(folder: str) -> tuple[list[data.Verse], list[data.Verse]]:
     """Pairs to learn from, and those of held-out chapters."""
@@ -105,19 +101,6 @@ def sides(cfg: Config) -> int:
 
 
 # ---- model
-
-
-class Sides(nn.Module):
-    """Gives a translator its two sides of x [B, S + T]."""
-
-    net: Any
-    length: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> Any:
-        return self.net(x[:, : self.length], x[:, self.length :], train=train)
-
-
 def translator(cfg: Config) -> Any:
     """The network of `cfg.model`; its parameters are at "net"."""
     dtype = jnp.bfloat16 if cfg.precision == "matmul_bf16" else None
@@ -134,11 +117,10 @@ def translator(cfg: Config) -> Any:
 
 
 # ---- optimizer
-
-
 def build(cfg: Config) -> train.Setup:
     """Everything that `fit` needs, for tools to reuse."""
-    task = train.supervised(Sides(translator(cfg), sides(cfg)), losses.cross_entropy, {"accuracy": metrics.accuracy})
+    net = models.SideBySide(translator(cfg), sides(cfg))
+    task = train.supervised(net, losses.cross_entropy, {"accuracy": metrics.accuracy})
     warm = min(50, cfg.steps // 2)
     rate = optim.warmup(optim.linear(cfg.lr, 0.03 * cfg.lr, cfg.steps - warm), warm)
     muon = optim.muon(rate, weight_decay=0.0, scale=optim.spectral, adam_lr=cfg.adam_lr)
@@ -147,8 +129,6 @@ def build(cfg: Config) -> train.Setup:
 
 
 # ---- translations
-
-
 def translations(cfg: Config, params: Any, texts: list[str]) -> list[str]:
     """What the model makes of each text, batches of near-equal length at a time."""
     net, rows = translator(cfg), encode(cfg, texts)
@@ -167,21 +147,17 @@ def translations(cfg: Config, params: Any, texts: list[str]) -> list[str]:
 
 def attention_map(cfg: Config, params: Any, text: str, translation: str) -> Any:
     """Where the decoder looked as it wrote: a picture, rows the target's tokens, columns the source's."""
-    net = translator(cfg)
-    rows, target = encode(cfg, [text]), encode(cfg, [translation])
+    net, rows, target = translator(cfg), encode(cfg, [text]), encode(cfg, [translation])
     inputs = np.array([[START, *target[0][:-1]]], np.int32)
     _, weights = net.apply({"params": params}, np.array(rows, np.int32), inputs, attention=True)
-    weights = np.asarray(weights)[0]
-    if weights.ndim == 4:  # layers and heads
-        weights = weights[-1].mean(axis=0)
+    looks = np.asarray(weights)[0]
+    looks = looks[-1].mean(axis=0) if looks.ndim == 4 else looks  # the last layer's heads
     bpe = tokenizer(cfg.data, cfg.vocab)
     names = [[bpe.decode([t]).strip() or bpe.id_to_token(t) for t in row] for row in (rows[0], target[0])]
-    return figures.attention(weights, names[0], names[1], "Where each Spanish token was read")
+    return figures.attention(looks, names[0], names[1], "Where each Spanish token was read")
 
 
 # ---- the run
-
-
 def main(cfg: Config) -> dict[str, float]:
     """Trains, translates the held-out chapters, scores them and draws where the model looked."""
     import sacrebleu
@@ -205,24 +181,18 @@ def main(cfg: Config) -> dict[str, float]:
     if run.stopped or run.folder is None:
         sys.exit(f"stopped: {run.stopped}")
     cpu_s = time.process_time() - started
-    held_out = verses(cfg.data)[1]
-    params = run.state.params["net"]
+    held_out, params = verses(cfg.data)[1], run.state.params["net"]
     sources, wanted = [v.source for v in held_out], [v.target for v in held_out]
-    print(f"translating {len(sources)} held-out pairs ...", flush=True)
     written = translations(cfg, params, sources)
-    result = {
-        "chrf": sacrebleu.corpus_chrf(written, [wanted]).score,
-        "bleu": sacrebleu.corpus_bleu(written, [wanted]).score,
-        "training_cpu_s": cpu_s,
-    }
+    result = {"chrf": sacrebleu.corpus_chrf(written, [wanted]).score, "training_cpu_s": cpu_s}
+    result["bleu"] = sacrebleu.corpus_bleu(written, [wanted]).score
     shown = range(0, len(held_out), max(1, len(held_out) // 12))
     samples = [[held_out[i].place, sources[i], written[i], wanted[i]] for i in shown]
-    short = min(shown, key=lambda i: abs(len(sources[i]) - 60))
-    figure = attention_map(cfg, params, sources[short], written[short])
-    sections = [runs.Section("Attention", figure=figure)]
-    sections.append(runs.Section("Held-out pairs", samples, ["", "English", "written", "Spanish"]))
+    at = min(shown, key=lambda i: abs(len(sources[i]) - 60))
+    looks = runs.Section("Attention", figure=attention_map(cfg, params, sources[at], written[at]))
+    pairs = runs.Section("Held-out pairs", samples, ["", "English", "written", "Spanish"])
     run.folder.journal.append("score", cfg.steps, **result, samples=samples)
-    return train.conclude(run, result, *sections)
+    return train.conclude(run, result, looks, pairs)
 
 
 if __name__ == "__main__":

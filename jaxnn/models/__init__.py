@@ -41,6 +41,7 @@ from jaxnn.models.rnn import SimpleCell as SimpleCell
 from jaxnn.models.seq2seq import AdditiveAttention as AdditiveAttention
 from jaxnn.models.seq2seq import Seq2Seq as Seq2Seq
 from jaxnn.models.seq2seq import Seq2SeqConfig as Seq2SeqConfig
+from jaxnn.models.seq2seq import SideBySide as SideBySide
 from jaxnn.models.transformer import Transformer as Transformer
 from jaxnn.models.transformer import TransformerConfig as TransformerConfig
 from jaxnn.models.vgg import VGG as VGG

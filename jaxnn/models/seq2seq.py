@@ -266,3 +266,19 @@ def check_pair(where: str, source: Array, target: Array) -> None:
     for name, x in (("source", source), ("target", target)):
         if not jnp.issubdtype(x.dtype, jnp.integer):
             raise TypeError(f"{where}: {name} is {describe(x)}. Tried: token ids. Write {name}.astype(int).")
+
+
+class SideBySide(nn.Module):
+    """A translator given source and target as one array [B, S + T], as `train.supervised` gives it.
+
+    Attributes:
+        net: `Seq2Seq`, `Transformer`, or whatever is called with (source, target, train=).
+        length: S.
+    """
+
+    net: Any
+    length: int
+
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Logits [B, T, V]; the network's parameters are at "net"."""
+        return self.net(x[:, : self.length], x[:, self.length :], train=train)
