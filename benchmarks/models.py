@@ -1,6 +1,6 @@
 """Model families: what a cache of keys and values is worth in generation.
 
-python -m benchmarks.models [--seconds 60] [--tokens 256]
+python -m benchmarks.models [--seconds 120] [--tokens 256]
 
 GPT "small" (4 layers of width 192, 1.8 M parameters) with room for 512 bytes continues a prompt of 16 by 256, greedily,
 with the cache and without, in turns (`bench.compare`). Must: 5 times faster with it.
@@ -29,22 +29,21 @@ def main(tokens: int, seconds: float) -> bool:
     if with_cache.tolist() != without.tolist():
         raise SystemExit("benchmarks.models: the texts with and without a cache differ.")
     keys = jax.random.split(jax.random.key(0), 1)
+    drawing = (jnp.float32(0), jnp.float32(1))
     limits = (jnp.int32(tokens), jnp.int32(-1))
-    rest = (keys, (jnp.float32(0), jnp.float32(1)), limits, tokens, None, False)
-    window = np.zeros((1, 16 + tokens), np.int32)
-    window[0, :16] = prompt
-    zero, sixteen = np.zeros(1, np.int32), np.full(1, 16, np.int32)
+    window = jnp.zeros((1, 16 + tokens), jnp.int32).at[0, :16].set(prompt)
+    shared = (keys, drawing, limits)
 
-    def cached(params, prompt, start):
-        return generation._cached(gpt, params, prompt, start, *rest)
+    def cached(params, prompt, start, *rest):
+        return generation._cached(gpt, params, prompt, start, *rest, tokens, None, False)
 
-    def uncached(params, window, filled):
-        return generation._windowed(gpt, params, window, filled, *rest)
+    def uncached(params, window, filled, *rest):
+        return generation._windowed(gpt, params, window, filled, *rest, tokens, None, False)
 
     result = bench.compare(
         {
-            "no cache": bench.Case("no cache", uncached, (params, window, sixteen)),
-            "cache": bench.Case("cache", cached, (params, prompt[None], zero)),
+            "no cache": bench.Case("no cache", uncached, (params, window, jnp.full(1, 16, jnp.int32), *shared)),
+            "cache": bench.Case("cache", cached, (params, jnp.asarray(prompt)[None], jnp.zeros(1, jnp.int32), *shared)),
         },
         max_seconds=seconds,
     )
@@ -58,6 +57,6 @@ def main(tokens: int, seconds: float) -> bool:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seconds", type=float, default=120.0)
     arguments = parser.parse_args()
     raise SystemExit(0 if main(arguments.tokens, arguments.seconds) else 1)
