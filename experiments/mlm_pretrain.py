@@ -1,6 +1,6 @@
 """A small BERT learns to guess hidden words of prose, then to tell good snippets from bad: better than from scratch?
 
-make data; python -m experiments.mlm_pretrain   # Spurgeon's 15 MB; then 9,700 movie snippets, both ways, same settings
+make data; python -m experiments.mlm_pretrain   # Spurgeon's 15 MB; then 10,568 movie snippets, both ways, same settings
 python -m experiments.mlm_pretrain --steps 200  # without `make data`: docstrings of Python's standard library
 """
 

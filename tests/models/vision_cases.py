@@ -17,7 +17,11 @@ SIDES = {"resnet_small": 13, "vit": 16, "vgg": 40, "vgg_bn": 64, "inception": 75
 
 
 def draw(name, shape):
-    """A tensor in torch's layout from its name: positive for scales and variances, He-scaled for matrices."""
+    """A tensor in torch's layout from its name: positive for scales and variances, He-scaled for matrices; float32."""
+    return _draw(name, shape).astype(np.float32)
+
+
+def _draw(name, shape):
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     if name.endswith("running_var"):
         return rng.uniform(0.5, 1.5, shape)
