@@ -150,7 +150,9 @@ def test_every_import_is_of_a_declared_dependency():
         name: {canonicalize_name(Requirement(line).name) for line in lines}
         for name, lines in project["optional-dependencies"].items()
     }
-    shipped = needed | extras["images"] | extras["tensorboard"] | extras["grain"] | extras["text"] | extras["translation"]
+    shipped = (
+        needed | extras["images"] | extras["tensorboard"] | extras["grain"] | extras["text"] | extras["translation"]
+    )
     assert imported("jaxnn") - shipped - {"pytest"} == set()  # bench's plugin, which pytest alone loads
     assert imported("experiments") - shipped - extras["experiments"] == set()
     assert imported("tests") - shipped - extras["experiments"] - extras["test"] == set()

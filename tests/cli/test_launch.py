@@ -63,6 +63,7 @@ def test_a_program_that_is_not_there_is_told(capfd):
     assert "'/no/such/program' cannot be started (No such file or directory)" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_silence_before_the_first_step_and_after_it_have_limits_of_their_own(capfd):
     assert launch("exec sleep 60", restarts=0, start_s=0.3) == GIVEN_UP
     assert "has not moved for 0.3 s before its first step. Given up" in capfd.readouterr().out

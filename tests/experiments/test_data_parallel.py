@@ -3,10 +3,12 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from experiments import data_parallel
 
 
+@pytest.mark.slow
 def test_two_strategies_and_a_resumption(tmp_path, monkeypatch):
     cfg = data_parallel.Config(
         strategies=("replicate", "zero2"), devices=(1, 2), steps=3, batch=4, layers=1, width=32, length=16

@@ -70,6 +70,7 @@ def test_it_pools_for_classifiers_over_sequences_and_over_images(images):
     assert train.evaluate(run.task, run.state, data.Arrays(x, y.astype(np.int32)))["accuracy"] > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{"layers": 2, "cell": LSTMCell}, pytest.param({"tied": False}, marks=pytest.mark.slow)]
 )

@@ -63,6 +63,7 @@ def test_logits_and_gradients_are_the_references(name):
 GATED = {"gated": True, "activation": "gelu"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [GATED, pytest.param({"layout": "marian", "tied": False}, marks=pytest.mark.slow)])
 def test_logits_from_the_cache_are_those_of_teacher_forcing(settings):
     model = Transformer(TransformerConfig(**SMALL, **settings))
