@@ -1,8 +1,8 @@
 """English to Spanish by a recurrent network with additive attention, or by a transformer; chrF and BLEU by chapters.
 
-python -m experiments.translate                                              # numbers in words: always there, a minute
-make data && python -m experiments.translate --data .cache/verses --model transformer
-python -m experiments.translate --data .cache/verses --model seq2seq
+python -m experiments.translate  # numbers in words, always there: BLEU 100 after a minute of processor time
+make data && python -m experiments.translate --data .cache/verses --steps 1050  # chrF 34.2, BLEU 14.3; 4.5 such minutes
+python -m experiments.translate --data .cache/verses --steps 640 --model seq2seq  # chrF 29.5, BLEU 11.6; 3.7 of them
 """
 
 import dataclasses
