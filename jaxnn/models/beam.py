@@ -127,8 +127,8 @@ def beam_search(
         pad: What follows an end.
 
     Returns:
-        Tokens int32 [B, K, L] and scores [B, K]. Where nothing has ended at `length`, the hypotheses as they stand;
-        places without any hypothesis have the score -inf.
+        Tokens int32 [B, K, L] and scores [B, K]; a hypothesis that has not ended at `length` counts as it stands.
+        Places without any hypothesis have the score -inf.
 
     Raises:
         ValueError: If a size is below 1 or a leaf of the cache has another leading axis.
@@ -176,9 +176,14 @@ def beam_search(
     tokens = jnp.repeat(_starts(start, batch)[:, None], beams, axis=1)
     begin = _Beams(jnp.zeros((), jnp.int32), repeated, tokens, blank, first, blank, none)
     last = lax.while_loop(going, advance, begin)
-    some = last.ended_scores[:, :1] > -jnp.inf
-    scores = jnp.where(some, last.ended_scores, normal(last.scores, jnp.maximum(last.i, 1)))
-    return jnp.where(some[..., None], last.ended, last.written), scores
+    # What goes on counts as it stands: an end that nobody believes in is not better for being one.
+    open_scores = normal(last.scores, jnp.maximum(last.i, 1))
+    scores, tokens = _best(
+        jnp.concatenate([last.ended_scores, open_scores], axis=1),
+        beams,
+        jnp.concatenate([last.ended, last.written], axis=1),
+    )
+    return tokens, scores
 
 
 @functools.partial(jax.jit, static_argnames=("model", "length", "beams", "length_penalty"))

@@ -26,11 +26,11 @@ def cache():
 
 
 def every(example, penalty):
-    """All sequences that end within LENGTH tokens, best first: (score, tokens padded by 0)."""
+    """All sequences that end within LENGTH tokens or are cut there, best first: (score, tokens padded by 0)."""
     found = []
     for n in range(1, LENGTH + 1):
-        for body in itertools.product([0, 1, 2], repeat=n - 1):
-            tokens, last, total = (*body, END), 0, 0.0
+        for tokens in itertools.product(*[[0, 1, 2]] * (n - 1), range(V) if n == LENGTH else [END]):
+            last, total = 0, 0.0
             for t, token in enumerate(tokens):
                 total += TABLE[example, t, last, token]
                 last = token
@@ -46,7 +46,6 @@ def test_a_beam_as_wide_as_the_tree_finds_the_best_of_all_sequences(penalty):
     tokens, scores = run(cache())
     for example in range(2):
         wanted = every(example, penalty)
-        # 13 sequences end; the nine best are all found in order where the search was not cut short before them.
         np.testing.assert_allclose(scores[example, :3], [s for s, _ in wanted[:3]], atol=1e-5)
         assert [tuple(row) for row in tokens[example, :3].tolist()] == [t for _, t in wanted[:3]]
 

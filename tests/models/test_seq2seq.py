@@ -113,7 +113,7 @@ def test_it_learns_to_reverse_and_looks_where_it_reads():
         return (optax.apply_updates(params, updates), state), None
 
     carry = (params, tx.init(params))
-    for i in range(500):
+    for i in range(800):
         carry, _ = step(carry, i)
     written = models.translate(model, carry[0], source[448:], length=6, beams=3)
     assert np.mean(written == target[448:]) > 0.95
