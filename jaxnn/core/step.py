@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxnn import tree
+from jaxnn import sharding, tree
 from jaxnn.core import finite, micro
 from jaxnn.core.init import roles
 from jaxnn.core.precision import in_precision
@@ -84,6 +84,9 @@ def make_grad_fn(
 
 
 def _divisor(weight: Array) -> Array:
+    """The weight that a scaled loss is divided by, and its gradients multiplied by."""
+    if sharding.in_parts():  # gradients leave the backward pass added over devices: all must divide by the same
+        weight = sharding.psum_manual(weight)
     return jnp.where(weight > 0, weight, 1)
 
 

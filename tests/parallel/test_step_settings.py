@@ -48,6 +48,14 @@ def test_micro_batches_give_the_numbers_of_the_whole_batch(name, strategy, devic
     assert_close(whole, trained(name, strategy, core.Step(accumulate=3)), 1e-6)
 
 
+@pytest.mark.parametrize("strategy", everywhere())
+def test_a_loss_scale_cancels_on_devices_of_unequal_weight(strategy, devices8):
+    """In float32, where nothing but the scale is new: SGD is not blind to a gradient's size, as Adam is."""
+    settings = core.Step(accumulate=3, precision=core.Precision(scaled=True))
+    scaled = train("mlp", optim.loss_scale(SGD, 2.0**6), EVERY[strategy]("mlp", None), settings, SOME)
+    assert_close(trained("mlp", "single", core.Step()), scaled, 2e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", EVERY)
 def test_batch_norm_is_that_of_a_micro_batch_over_all_devices(strategy, devices8):
