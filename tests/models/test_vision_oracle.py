@@ -159,6 +159,7 @@ def test_what_does_not_fit_is_named():
         vision.to_torchvision(made, variables)
 
 
+@pytest.mark.slow
 def test_every_table_covers_its_module():
     for name in ("resnet18", "resnet152", "resnet110"):
         vision._entries("test", ResNet(ResNetConfig.preset(name)))
