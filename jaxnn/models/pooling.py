@@ -101,8 +101,8 @@ def max_pool(
         return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), "VALID")
     if window == strides:
         return jnp.max(_blocks(x, window), axis=(2, 4))
-    # Not jnp.maximum: its gradient goes to what equals the result, and where XLA:CPU computed both anew in fusions that
-    # rounded differently, nothing did (Inception v3 lost 1.5 % of a gradient's norm so).
+    # Not jnp.maximum: jitted on XLA:CPU, a gradient of Inception v3 lost 1.5 % of its norm with it, which neither this
+    # form nor the same program unjitted does. It goes to what equals the result, so recomputed values may miss it.
     return functools.reduce(lambda a, b: jnp.where(a >= b, a, b), window_slices(x, window, strides))
 
 
