@@ -9,7 +9,9 @@ pass computes anew (`rematerializing`); models read both through `models.blocks.
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -68,6 +70,63 @@ def constrain(x: Array, *names: str | None) -> Array:
         used.update(mesh_axes)
     spec = PartitionSpec(*entries)
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+# ---- specs
+
+
+def axes_of(entry: Any) -> tuple[str, ...]:
+    """The mesh axes of one entry of a spec."""
+    if entry is None:
+        return ()
+    return tuple(entry) if isinstance(entry, tuple) else (str(entry),)
+
+
+def padded(spec: PartitionSpec, rank: int) -> tuple[Any, ...]:
+    """The entries of a spec, one an axis."""
+    return (*spec, *(None,) * (rank - len(spec)))
+
+
+def trimmed(entries: Sequence[Any]) -> PartitionSpec:
+    """The spec of these entries."""
+    kept = list(entries)
+    while kept and kept[-1] is None:
+        kept.pop()
+    return PartitionSpec(*kept)
+
+
+def split_largest(
+    shape: tuple[int, ...], spec: PartitionSpec, axis: str, size: int, *, skip: int = 0, min_size: int = 0
+) -> PartitionSpec:
+    """`spec` with the mesh axis on the largest free axis of `shape` that divides; `spec` where none does.
+
+    Args:
+        shape: Of the array.
+        spec: What is settled already.
+        axis: The mesh axis.
+        size: Its size.
+        skip: Leading axes to leave alone: a loop over layers takes slices of them.
+        min_size: Arrays with fewer elements, those of a layer, stay whole along `axis`.
+    """
+    entries = list(padded(spec, len(shape)))
+    taken = any(axis in axes_of(entry) for entry in entries)
+    free = [i for i, e in enumerate(entries) if e is None and i >= skip and shape[i] and shape[i] % size == 0]
+    if taken or not free or math.prod(shape[skip:]) < min_size:
+        return spec
+    entries[max(free, key=lambda i: shape[i])] = axis
+    return trimmed(entries)
+
+
+def following(shape: tuple[int, ...], owner: tuple[int, ...], spec: PartitionSpec) -> PartitionSpec | None:
+    """The spec of an array that has its owner's shape, or that and further leading axes, which stay whole; else
+    None."""
+    extra = len(shape) - len(owner)
+    if extra < 0 or shape[extra:] != owner:
+        return None
+    return trimmed((*(None,) * extra, *padded(spec, len(owner))))
+
+
+# ---- parameters in parts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,31 +15,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxnn import tree
+from jaxnn.sharding import axes_of, following, padded, split_largest, trimmed
 from jaxnn.typing import Params, PyTree
 
 # Below this many elements a leaf stays whole: its collective would cost more than its memory. GPT-2's leaves of this
 # kind, norms and biases, are 0.1 % of it.
 MIN_SIZE = 1024
-
-
-def axes_of(entry: Any) -> tuple[str, ...]:
-    """The mesh axes of one entry of a spec."""
-    if entry is None:
-        return ()
-    return tuple(entry) if isinstance(entry, tuple) else (str(entry),)
-
-
-def padded(spec: P, rank: int) -> tuple[Any, ...]:
-    """The entries of a spec, one an axis."""
-    return (*spec, *(None,) * (rank - len(spec)))
-
-
-def trimmed(entries: tuple[Any, ...] | list[Any]) -> P:
-    """The spec of these entries."""
-    entries = list(entries)
-    while entries and entries[-1] is None:
-        entries.pop()
-    return P(*entries)
 
 
 def stacked_axes(path: str) -> int:
@@ -48,30 +29,12 @@ def stacked_axes(path: str) -> int:
     return role.stacked if role is not None else 0
 
 
-def split_largest(shape: tuple[int, ...], spec: P, axis: str, size: int, skip: int, min_size: int) -> P:
-    """`spec` with the mesh axis on the largest free axis of `shape` that divides; `spec` where none does.
-
-    Args:
-        shape: Of the array.
-        spec: What is settled already.
-        axis: The mesh axis.
-        size: Its size.
-        skip: Leading axes to leave alone: a loop over layers takes slices of them.
-        min_size: Arrays with fewer elements, those of a layer, stay whole along `axis`.
-    """
-    entries = list(padded(spec, len(shape)))
-    taken = any(axis in axes_of(entry) for entry in entries)
-    free = [i for i, e in enumerate(entries) if e is None and i >= skip and shape[i] and shape[i] % size == 0]
-    if size == 1 or taken or not free or math.prod(shape[skip:]) < min_size:
-        return spec
-    entries[max(free, key=lambda i: shape[i])] = axis
-    return trimmed(entries)
-
-
 def split_params(params: Params, base: Mapping[str, P], axis: str, size: int, min_size: int) -> dict[str, P]:
     """By path, the spec of each parameter: `base`, and `axis` on the largest free axis that divides."""
     return {
-        path: split_largest(np.shape(leaf), base.get(path, P()), axis, size, stacked_axes(path), min_size)
+        path: split_largest(np.shape(leaf), base.get(path, P()), axis, size, skip=stacked_axes(path), min_size=min_size)
+        if size > 1
+        else base.get(path, P())
         for path, leaf in tree.leaves_by_path(params).items()
     }
 
@@ -100,12 +63,11 @@ def state_specs(state: Any, specs: Mapping[str, P], moments: Mapping[str, P], me
         path = "/".join(parts[found[0] : found[1]]) if found else "." if names == (".",) else None
         if path is None or not shape:
             return P()
-        owner = shapes[path]
-        if len(shape) >= len(owner) and shape[len(shape) - len(owner) :] == owner:
-            return trimmed([*(None,) * (len(shape) - len(owner)), *padded(moments[path], len(owner))])
+        if (spec := following(shape, shapes[path], moments[path])) is not None:
+            return spec
         if not any(axis in axes_of(entry) for entry in moments[path]):
             return P()
-        return split_largest(shape, P(), axis, mesh.shape[axis], 0, min_size)
+        return split_largest(shape, P(), axis, mesh.shape[axis], min_size=min_size)
 
     whole = lambda part: jax.tree.map(lambda _: P(), part)  # noqa: E731
     return state._replace(

@@ -85,7 +85,7 @@ class Partitioned(Sharded):
 
                 def whole(path: str, part: Array) -> Array:
                     # A layer of a stack lacks the axes that stack.
-                    specs = (P(*layout.padded(s[path], ranks[path])[ranks[path] - part.ndim :]) for s in (used, kept))
+                    specs = (P(*sharding.padded(s[path], ranks[path])[ranks[path] - part.ndim :]) for s in (used, kept))
                     return _read(self.mesh, *specs)(part)
 
                 stack.enter_context(sharding.reading(whole))

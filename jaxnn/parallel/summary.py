@@ -8,8 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from jaxnn import tree
-from jaxnn.parallel import layout
+from jaxnn import sharding, tree
 from jaxnn.typing import Strategy
 
 
@@ -77,7 +76,7 @@ class Summary:
 
 def _spec(leaf: Leaf) -> str:
     return ", ".join(
-        "-" if e is None else "+".join(layout.axes_of(e)) for e in layout.padded(leaf.spec, len(leaf.shape))
+        "-" if e is None else "+".join(sharding.axes_of(e)) for e in sharding.padded(leaf.spec, len(leaf.shape))
     )
 
 
@@ -98,6 +97,6 @@ def summary(strategy: Strategy, state: Any) -> Summary:
     leaves = []
     for path, leaf in tree.leaves_by_path(state).items():
         nbytes = math.prod(np.shape(leaf)) * np.dtype(leaf.dtype).itemsize
-        ways = math.prod(mesh[axis] for entry in by_path[path] for axis in layout.axes_of(entry))
+        ways = math.prod(mesh[axis] for entry in by_path[path] for axis in sharding.axes_of(entry))
         leaves.append(Leaf(path, np.shape(leaf), by_path[path], nbytes, nbytes // ways))
     return Summary(tuple(leaves), len(strategy.devices))

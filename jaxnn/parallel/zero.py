@@ -28,7 +28,7 @@ from jaxnn.typing import Array, Batch, ModelState, Params, PyTree, Sums
 
 def _axis(spec: P) -> int | None:
     """The axis that is split over the devices."""
-    return next((i for i, entry in enumerate(spec) if AXIS in layout.axes_of(entry)), None)
+    return next((i for i, entry in enumerate(spec) if AXIS in sharding.axes_of(entry)), None)
 
 
 @dataclasses.dataclass(frozen=True)

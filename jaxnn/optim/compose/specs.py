@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnn import tree
 from jaxnn.optim.compose.places import Place, abstract_init, places
+from jaxnn.sharding import axes_of, following, padded, split_largest
 from jaxnn.typing import PyTree
 
 
@@ -56,8 +56,8 @@ def state_specs(
 
 def shard_shape(shape: tuple[int, ...], spec: PartitionSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """What one device holds of an array, its largest part where it does not divide."""
-    entries = (*spec, *(None,) * (len(shape) - len(spec)))
-    return tuple(math.ceil(n / math.prod(sizes.get(a, 1) for a in _axes(e))) for n, e in zip(shape, entries))
+    entries = padded(spec, len(shape))
+    return tuple(math.ceil(n / math.prod(sizes.get(a, 1) for a in axes_of(e))) for n, e in zip(shape, entries))
 
 
 def axis_sizes(mesh: Mesh | Mapping[str, int] | None) -> dict[str, int]:
@@ -98,13 +98,6 @@ def _param_specs(where: str, params: PyTree, param_specs: PyTree) -> dict[str, P
     return given
 
 
-def _axes(entry: Any) -> tuple[str, ...]:
-    """The mesh axes of one entry of a spec."""
-    if entry is None:
-        return ()
-    return tuple(entry) if isinstance(entry, tuple) else (str(entry),)
-
-
 def _spec(
     place: Place,
     shapes: Mapping[str, tuple[int, ...]],
@@ -112,18 +105,8 @@ def _spec(
     zero_axis: str | None,
     sizes: Mapping[str, int],
 ) -> PartitionSpec:
-    shape = np.shape(place.leaf)
-    entries: list[Any] = [None] * len(shape)
-    of_param = shapes[place.param] if place.param is not None else None
-    if of_param is not None and len(shape) >= len(of_param) and shape[len(shape) - len(of_param) :] == of_param:
-        spec = known[str(place.param)]
-        start = len(shape) - len(of_param)
-        entries[start : start + len(spec)] = spec
-    used = {axis for entry in entries for axis in _axes(entry)}
-    if zero_axis is not None and zero_axis not in used:
-        free = [i for i, e in enumerate(entries) if e is None and shape[i] > 0 and shape[i] % sizes[zero_axis] == 0]
-        if free:
-            entries[max(free, key=lambda i: shape[i])] = zero_axis
-    while entries and entries[-1] is None:
-        entries.pop()
-    return PartitionSpec(*entries)
+    shape, spec = np.shape(place.leaf), None
+    if place.param is not None:
+        spec = following(shape, shapes[place.param], known[place.param])
+    spec = PartitionSpec() if spec is None else spec
+    return spec if zero_axis is None else split_largest(shape, spec, zero_axis, sizes[zero_axis])
