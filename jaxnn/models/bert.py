@@ -4,11 +4,13 @@ Shape suffixes: B examples, T time, E width, H heads, D head width, V vocabulary
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from jaxnn import rng, sharding
 from jaxnn.models.attention import attention
@@ -117,6 +119,20 @@ class BERTConfig:
         if self.scan is not None:
             return self.scan
         return self.layers >= 24 and jax.default_backend() != "cpu"
+
+
+# How parameters are split over the devices that share a layer (`parallel.tensor`); as `gpt.RULES`.
+RULES: Mapping[str, P] = {
+    "(qkv|mlp_in)/kernel": P(None, "model"),
+    "(qkv|mlp_in)/bias": P("model"),
+    "(attention_out|mlp_out)/kernel": P("model", None),
+    "embed/embedding": P("model", None),
+    "mlm_bias": P("model"),
+    "(position|type)_embed": P(),
+    "(mlm_dense|pooler)/kernel": P(),
+    "role:head": P(),
+    "role:vector": P(),
+}
 
 
 class BERTBlock(nn.Module):

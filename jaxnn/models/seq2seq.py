@@ -4,12 +4,14 @@ Shape suffixes: B examples, S source and T target positions, E embedding, H stat
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from jaxnn import rng, sharding
 from jaxnn.models.layers import Dense, Embed
@@ -150,6 +152,11 @@ class Seq2SeqConfig:
             raise ValueError(
                 f"models.Seq2SeqConfig: dropout={self.dropout!r}. Tried: a rate in [0, 1). Write 0.1, say."
             )
+
+
+# How parameters are split over the devices that share a layer (`parallel.tensor`): the token table alone. A recurrence
+# reads its whole state at every step, so that splitting it would send something at every step.
+RULES: Mapping[str, P] = {"embed/embedding": P("model", None), "": P()}
 
 
 class Seq2Seq(nn.Module):

@@ -5,6 +5,7 @@ Shape suffixes: B examples, S source and T target positions, E width, H heads, D
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from jaxnn import rng, sharding
 from jaxnn.models.blocks import layer
@@ -146,6 +148,22 @@ def relative_buckets(offsets: Array, buckets: int, distance: int, causal: bool) 
 def _masked(allowed: Array) -> Array:
     """0 where allowed, else so low that nothing of it is left: finite, so that nothing becomes NaN."""
     return jnp.where(allowed, 0.0, jnp.finfo(jnp.float32).min / 2)
+
+
+# How parameters are split over the devices that share a layer (`parallel.tensor`); as `gpt.RULES`.
+RULES: Mapping[str, P] = {
+    "(attention|cross)/[qkv]/kernel": P(None, "model"),
+    "(attention|cross)/[qkv]/bias": P("model"),
+    "(attention|cross)/out/kernel": P("model", None),
+    "mlp_(in|gate)/kernel": P(None, "model"),
+    "mlp_(in|gate)/bias": P("model"),
+    "mlp_out/kernel": P("model", None),
+    "(encoder|decoder)_bias": P(None, "model"),
+    "embed/embedding": P("model", None),
+    "head/kernel": P(None, "model"),
+    "logits_bias": P("model"),
+    "role:vector": P(),
+}
 
 
 class Attention(nn.Module):

@@ -26,8 +26,8 @@ def force_host_devices(count: int) -> None:
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError as error:
-        if len(jax.devices("cpu")) >= count:
-            return
+        if jax.default_backend() != "cpu" or len(jax.devices("cpu")) >= count:
+            return  # an accelerator's devices are what they are, and there may be no CPU backend beside it
         raise RuntimeError(
             f"parallel.force_host_devices: JAX already started with {len(jax.devices('cpu'))} CPU devices, "
             f"{count} were asked "

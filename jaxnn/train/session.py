@@ -1,21 +1,19 @@
 """The loop between two points of a run: advance, deliver rows, let hooks act, save, and end in good order."""
 
-import functools
 import signal
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxnn import optim, parallel, tree
+from jaxnn import optim, parallel
 from jaxnn.core import State
-from jaxnn.core.state import abstract, strong
 from jaxnn.runs import RunFolder, TensorBoard
+from jaxnn.train.actions import Actions
 from jaxnn.train.engine import Engine
-from jaxnn.train.hooks import Continue, Hook, Moment, Plan, Replace, Rewind, Save, Stop
+from jaxnn.train.hooks import Hook, Plan
 from jaxnn.train.population import PopulationWindows
 from jaxnn.train.profile import Profile
 from jaxnn.train.progress import Progress
@@ -23,7 +21,7 @@ from jaxnn.train.run import Checkpointing
 from jaxnn.train.saving import Saver
 from jaxnn.train.signals import Signals
 from jaxnn.train.speed import Speed
-from jaxnn.train.together import Together, same_action
+from jaxnn.train.together import Together
 from jaxnn.train.windows import Windows
 from jaxnn.typing import Mean, Strategy
 
@@ -81,6 +79,7 @@ class Session:
         self._first = 0
         self.profile: Profile | None = None
         self._together = Together() if parallel.process_count() > 1 else None
+        self._actions = Actions(self)
         self.stored: Mapping[str, Any] = {}  # the optimizer's constants, as the checkpoint had them
 
     @property
@@ -168,7 +167,7 @@ class Session:
                 step = self._halt or engine_at
                 due = [hook for hook, n in periods if n and step % n == 0 and (hook.cuts or self._halt)]
                 with self.speed.aside():
-                    stop = self._act(due, final=False, step=step)
+                    stop = self._actions.take(due, final=False, step=step)
                 self._halt = None
                 if engine.data_step < engine_at:  # rewound
                     continue
@@ -237,7 +236,7 @@ class Session:
         if stopped is None or finite:  # there is nothing to evaluate in what is not finite
             step, state = engine.data_step, engine.state
             due = [h for h in self.hooks if h.at_end and (n := h.every(self.plan)) and step % n]
-            stopped = self._act(due, final=True, stop=stopped)
+            stopped = self._actions.take(due, final=True, stop=stopped)
             if engine.data_step < step:
                 return None
             if self._is_best(step):
@@ -266,88 +265,7 @@ class Session:
             if self._board is not None:
                 self._board.close()
 
-    # ---- actions
-
-    def _act(self, due: Sequence[Hook], *, final: bool, step: int | None = None, stop: str | None = None) -> str | None:
-        """Lets every hook that is due act; gives why the run stops, if it does (`stop`, where it does already)."""
-        engine = self.engine
-        step = engine.data_step if step is None else step
-        save = False
-        for hook in due:
-            at = Moment(
-                step=step,
-                plan=self.plan,
-                state=engine.state,
-                values={k: v for k, v in self.values.items() if k not in ("step", "epoch")},
-                final=final or stop is not None or engine.data_step == self.plan.steps,
-                report=functools.partial(self._report, step),
-                journal=self.journal,
-                show=self.show,
-            )
-            action = hook.act(at)
-            parallel.beat()
-            same_action(hook.name, step, action)
-            if action is None or isinstance(action, Continue):
-                continue
-            if isinstance(action, Stop):
-                self.journal("stop", hook=hook.name, reason=action.reason)
-                self.show(f"{hook.name}: stopping at step {step}: {action.reason}")
-                stop = action.reason if stop is None else stop
-            elif isinstance(action, Save):
-                save = True  # once the others have acted: what they remember is in the checkpoint
-            elif isinstance(action, Replace):
-                self._replace(hook, action)
-            elif isinstance(action, Rewind):
-                if stop is None:
-                    self._rewind(hook, action)
-                    return None
-                self.show(f"{hook.name}: no rewind to step {action.step}, for the run stops: {stop}")
-            else:
-                raise TypeError(
-                    f"train.fit: hook {hook.name} gave {action!r:.80}; it must be Continue, Stop, Save, Replace, "
-                    "Rewind or None."
-                )
-        if save:
-            self.checkpoint()
-        return stop
-
-    def _report(self, step: int, values: Mapping[str, Any]) -> None:
-        scalars = {name: value for name, value in values.items() if np.ndim(value) == 0}
-        self.emit({"step": step, "epoch": round(step / self.plan.epoch, 6)} | scalars)
-
-    def _replace(self, hook: Hook, action: Replace) -> None:
-        engine = self.engine
-        new = action.state_fn(engine.state)
-        shapes = jax.tree.map(lambda x: abstract(x) if hasattr(x, "dtype") else x, new)
-        changes = list(tree.differences(self.like, shapes))
-        if changes or jax.tree.structure(self.like) != jax.tree.structure(new):
-            raise ValueError(
-                f"train.fit: hook {hook.name} replaced the state by another kind of state (before against after): "
-                f"{'; '.join(changes[:4]) or 'another structure'}. Keep every leaf's shape and dtype: "
-                "state._replace(params=...)."
-            )
-        # A weakly typed leaf (jnp.asarray(1e-4)) would make the step compile again.
-        new = jax.tree.map(lambda x: strong(x) if getattr(x, "weak_type", False) else x, new)
-        engine.state = self.strategy.put_state(new)
-        self.journal("replace", hook=hook.name, why=action.why)
-        self.show(f"{hook.name}: {action.why}")
-
-    def _rewind(self, hook: Hook, action: Rewind) -> None:
-        if self.saver is None:
-            raise ValueError(f"train.fit: hook {hook.name} asked for a rewind, but nothing is saved. Pass out= to fit.")
-        good = self.saver.good_before(action.step)
-        if good is None:
-            raise ValueError(
-                f"train.fit: hook {hook.name} asked for a rewind to step {action.step}; no good checkpoint is that old."
-            )
-        engine = self.engine
-        came_from = engine.data_step
-        if action.skip is not None:
-            self.skips.append((int(action.skip[0]), int(action.skip[1])))
-        engine.move(*self.restore(good, hooks=False))
-        self.speed.restart(engine.data_step, engine.wait_s)
-        self.journal("rewind", hook=hook.name, came_from=came_from, to=engine.data_step, skip=action.skip)
-        self.show(f"{hook.name}: from step {came_from} back to {engine.data_step}, leaving out {action.skip}")
+    # ---- skipped steps
 
     def _jump(self) -> None:
         """Leaves out the data steps that a rewind named, the rest of them where a run had ended among them."""

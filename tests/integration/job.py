@@ -16,6 +16,7 @@ import optax
 
 from jaxnn import data, losses, models, parallel, train
 
+RULES = {"mlp": models.mlp.RULES, "cnn": models.cnn.RULES, "gpt": models.gpt.RULES}
 EXAMPLES, BATCH, STEPS = 70, 16, 50  # an epoch's last batch is ragged
 
 
@@ -92,7 +93,8 @@ def parts(model: str) -> tuple[train.Task, data.Arrays]:
 
 
 def main(cfg: Config) -> None:
-    strategy = parallel.by_name(cfg.strategy)
+    # Two devices share a layer where layers are shared, of one process or of two.
+    strategy = parallel.by_name(cfg.strategy, None, RULES[cfg.model], 2)
     run = fit(cfg, strategy)
     if parallel.process_index() == 0:
         print(f"finished {int(run.state.data_step)}", flush=True)

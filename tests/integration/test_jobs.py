@@ -24,7 +24,7 @@ from tests.integration import job
 pytestmark = pytest.mark.multiprocess
 ROOT = Path(job.__file__).parents[2]
 PROGRAM = [sys.executable, "-m", "tests.integration.job"]
-STRATEGIES = ["replicate", "zero1", "zero2", "zero3", "fsdp"]
+STRATEGIES = ["replicate", "zero1", "zero2", "zero3", "fsdp", "tensor", "sequence", "fsdp_tensor"]
 GIVEN_UP = 3
 
 

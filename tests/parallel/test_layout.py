@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxnn import core, losses, models, optim, parallel, tree
 from jaxnn.core.state import abstract
+from jaxnn.models import bert, seq2seq, transformer
 from jaxnn.parallel import layout
 from tests.parallel.strategies import SPLIT
 
@@ -171,3 +172,35 @@ def test_the_summary_counts_what_devices_hold(devices8):
 
 
 CONFIG = models.GPTConfig(vocab=64, length=8, layers=1, heads=2, width=64)
+
+
+TOKENS = np.ones((2, 4), np.int32)
+FAMILIES = {
+    "bert": (models.BERT(models.BERTConfig(vocab=16, length=8, layers=1, heads=2, width=8, mlp_width=16)), (TOKENS,)),
+    "t5": (
+        models.Transformer(models.TransformerConfig(16, width=8, heads=2, layers=1, hidden=16, gated=True, tied=False)),
+        (TOKENS, TOKENS),
+    ),
+    "marian": (
+        models.Transformer(models.TransformerConfig(16, layout="marian", width=8, heads=2, layers=1, hidden=16)),
+        (TOKENS, TOKENS),
+    ),
+    "seq2seq": (models.Seq2Seq(models.Seq2SeqConfig(16, embed=8, width=8, attention=8)), (TOKENS, TOKENS)),
+}
+RULES = {"bert": bert.RULES, "t5": transformer.RULES, "marian": transformer.RULES, "seq2seq": seq2seq.RULES}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_rules_of_a_family_match_its_parameters_and_change_no_output(name, devices8):
+    module, arguments = FAMILIES[name]
+    mesh = parallel.mesh({"data": 4, "model": 2})
+    params = jax.jit(lambda key: module.init({"params": key}, *arguments)["params"])(jax.random.key(0))
+    specs = layout.matched(params, RULES[name], mesh, "x")
+    split = [path for path, spec in specs.items() if spec != P()]
+    tables = sum(path.endswith(("embedding", "kernel")) for path in specs)
+    assert len(split) >= (1 if name == "seq2seq" else tables // 2)
+    shardings = {path: jax.NamedSharding(mesh, spec) for path, spec in specs.items()}
+    placed = tree.map_by_path(lambda path, x: jax.device_put(x, shardings[path]), params)
+    apply = jax.jit(lambda p: module.apply({"params": p}, *arguments))
+    for a, b in zip(jax.tree.leaves(apply(params)), jax.tree.leaves(apply(placed))):
+        np.testing.assert_allclose(b, a, atol=1e-5)

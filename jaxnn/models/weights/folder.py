@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,12 +130,14 @@ def _check_twins(found: Architecture, module: nn.Module, stored: dict[str, Store
             del stored[name]
 
 
-def _compare(where: Path, wanted: list[Leaf], stored: Mapping[str, Stored], fresh: bool, known: set[str]) -> set[str]:
+def _compare(
+    where: Path, wanted: list[Leaf], stored: Mapping[str, Stored], fresh: bool, known: Collection[str]
+) -> set[str]:
     """Refuses what is missing, left over or misshapen; gives the paths that are to be drawn."""
     names = {name for leaf in wanted for theirs in leaf.theirs for name in theirs}
     drawn = {leaf.path for leaf in wanted if any(n not in stored for theirs in leaf.theirs for n in theirs)}
     missing = sorted(names - stored.keys())
-    extra = sorted(stored.keys() - names - known)
+    extra = sorted(stored.keys() - names - set(known))
     if missing and (not fresh or len(drawn) == len(wanted)):
         raise ValueError(
             f"models.load: {str(where)!r} lacks {_few(missing)}. Tried: the {len(names)} tensors of the model that "
@@ -144,7 +146,8 @@ def _compare(where: Path, wanted: list[Leaf], stored: Mapping[str, Stored], fres
     if extra:
         raise ValueError(
             f"models.load: {str(where)!r} has {_few(extra)}, which the model that config.json describes has not. "
-            f"Tried: its {len(names)} tensors. Correct config.json, or take them out of the file."
+            f"Tried: its {len(names)} tensors. Correct config.json, or take them out of the file; those of another "
+            f"head are left out where you name the head that you want: head=..."
         )
     for leaf in wanted:
         if leaf.path in drawn:
@@ -220,8 +223,8 @@ def load(
 
     Read are config.json and model.safetensors, or the files of model.safetensors.index.json, or pytorch_model.bin, or a
     .pth file; these last two without unpickling (`weights.pickled`). Tensors go to their devices one by one: on the
-    host there is never more than one parameter besides the mapped file. Tensors of another head than the model's are
-    left out; every other difference is an error.
+    host there is never more than one parameter besides the mapped file. Where `changes` name
+    the head that is wanted, tensors of other heads are left out; every other difference is an error.
 
     Args:
         folder: With config.json, of a `model_type` in `KINDS`.
@@ -256,7 +259,8 @@ def load(
     _check_twins(found, as_saved, stored)
     like = shapes(module)
     wanted = list(leaves(found, module, like))
-    known = found.other(as_saved) | found.other(module)
+    # Whoever says which head is wanted leaves the others out knowingly.
+    known = found.other(as_saved) | found.other(module) if changes else frozenset()
     drawn = _compare(folder, wanted, stored, init is not None, known)
     put = _placer(place)
     values: dict[str, Any] = {}

@@ -200,12 +200,20 @@ def test_files_of_the_bare_gpt2_and_of_old_berts_load(tmp_path):
             new = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
             arrays[new] = arrays.pop(name)
         arrays["bert.embeddings.position_ids"] = np.arange(20)[None]
-        arrays["cls.seq_relationship.weight"] = np.zeros((2, 16), np.float32)
         arrays["cls.predictions.decoder.weight"] = arrays["bert.embeddings.word_embeddings.weight"]
 
     for name, change in (("gpt2", bare), ("bert_mlm", old)):
         _, params = models.load(rewrite(copy(name, tmp_path), change))
         jax.tree.map(np.testing.assert_array_equal, params, models.load(FIXTURES / name)[1])
+
+
+def test_another_head_is_left_out_only_by_those_who_name_theirs(tmp_path):
+    extra = lambda arrays: arrays.update({"cls.seq_relationship.weight": np.zeros((2, 16), np.float32)})  # noqa: E731
+    folder = rewrite(copy("bert_mlm", tmp_path), extra)
+    with pytest.raises(ValueError, match=r"has tensor 'cls.seq_relationship.weight', which .* head=\.\.\."):
+        models.load(folder)
+    _, params = models.load(folder, head="mlm")
+    jax.tree.map(np.testing.assert_array_equal, params, models.load(FIXTURES / "bert_mlm")[1])
 
 
 def test_untied_gpt2(tmp_path):
