@@ -22,7 +22,7 @@ from jaxnn import data, losses, metrics, models, parallel, rng, runs, train, tre
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(train.StepOptions):
+class Config(train.StepOptions, train.RunOptions):
     """A byte-level GPT on the sources of Python's standard library."""
 
     size: Literal["tiny", "small", "gpt2"] = "small"  # architecture
@@ -34,11 +34,6 @@ class Config(train.StepOptions):
     clip: float = 1.0  # global gradient norm
     dropout: float = 0.0
     precision: train.PrecisionName = "matmul_bf16"  # bfloat16 operands in products, for CPU
-    seed: int = 0
-    strategy: Literal["single", "replicate", "pmap"] = "single"
-    devices: int | None = None  # data-parallel devices, None for all; forced ones where there is no accelerator
-    out: str | None = None  # the run's folder; None for the next free runs/gpt_stdlib-N
-    resume: bool = False  # go on with the run in `out`, or with the newest
     profile: str | None = None  # data steps to trace, "20:25"
 
 
@@ -161,7 +156,7 @@ def compare(cfg: Config, task: train.Task, state: train.State) -> tuple[dict[str
 def main(cfg: Config) -> dict[str, float]:
     """Trains, scores the held-out files and writes the report; gives the totals in bits per byte."""
     parallel.compilation_cache()
-    strategy = parallel.by_name(cfg.strategy, cfg.devices)
+    strategy = cfg.placed(models.gpt.RULES)
     say = print if parallel.process_index() == 0 else lambda *_, **__: None
     setup = build(cfg)
     out = train.run_folder("gpt_stdlib", cfg.out, cfg.resume)

@@ -17,7 +17,7 @@ FASHION = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt",
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(train.RunOptions):
     """SGD with Nesterov's momentum and a one-cycle rate; images mirrored and moved, every epoch anew."""
 
     model: str = "resnet20"  # resnet20 ... 110, resnet18 ... 152, vgg11 ... vgg19_bn, vit_mini, vit_tiny ...
@@ -32,9 +32,6 @@ class Config:
     pad: int = 0  # pixels by which an image is moved at most
     flip: bool = True  # mirror left to right half the time (never digits)
     mix: float = 0.0  # Beta's parameter of mixup; 0 for none
-    seed: int = 0
-    out: str | None = None  # the run's folder; None for the next free runs/image_classifier-N
-    resume: bool = False  # go on with the run in `out`, or with the newest
 
 
 # ---- data
@@ -117,7 +114,13 @@ def build(cfg: Config, half: bool = False) -> train.Setup:
 def fitted(cfg: Config) -> train.Run:
     """The run; with `half_epochs` it begins at what one over smaller images has learned."""
     out = train.run_folder("image_classifier", cfg.out, cfg.resume)
-    common: Any = {"batch_size": cfg.batch, "resume": cfg.resume, "config": dataclasses.asdict(cfg)}
+    rules = {"res": models.resnet, "vgg": models.vgg, "vit": models.vit}[cfg.model[:3]].RULES
+    common: Any = {
+        "strategy": cfg.placed(rules),
+        "batch_size": cfg.batch,
+        "resume": cfg.resume,
+        "config": dataclasses.asdict(cfg),
+    }
     setup = build(cfg)
     first = None
     if cfg.half_epochs:

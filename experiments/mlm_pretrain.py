@@ -24,7 +24,7 @@ from jaxnn.typing import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(train.RunOptions):
     """Pretraining by hidden tokens, and what it is worth."""
 
     data: str = ".cache/prose/tdavid"  # folder of a SWORD commentary; the standard library's docstrings where it is not
@@ -39,9 +39,6 @@ class Config:
     epochs: int = 3  # of fine-tuning
     tune_lr: float = 5e-4  # its peak
     precision: Literal["float32", "matmul_bf16"] = "matmul_bf16"  # operands of matrix products
-    seed: int = 0
-    out: str | None = None  # the run's folder; None for the next free runs/mlm_pretrain-N
-    resume: bool = False  # go on with the run in `out`, or with the newest
 
 
 # ---- data
@@ -148,6 +145,7 @@ def tuned(cfg: Config, params: Params | None) -> float:
 def main(cfg: Config) -> dict[str, float]:
     """Pretrains, fine-tunes both ways, and says what it was worth."""
     parallel.compilation_cache()
+    strategy = cfg.placed(models.bert.RULES)
     setup = build(cfg)
     out = train.run_folder("mlm_pretrain", cfg.out, cfg.resume)
     print(f"{setup.data}\n-> {out}", flush=True)
@@ -158,6 +156,7 @@ def main(cfg: Config) -> dict[str, float]:
         batch_size=cfg.batch,
         steps=cfg.steps,
         seed=cfg.seed,
+        strategy=strategy,
         validation=setup.validation,
         validate_every=max(1, cfg.steps // 3),
         out=out,

@@ -18,7 +18,7 @@ from jaxnn import data, figures, losses, metrics, models, optim, parallel, rng, 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(train.RunOptions):
     """BERT, fine-tuned to tell good from bad."""
 
     data: str = ".cache/snippets"  # folder of movieReviewSnippets_GroundTruth.txt
@@ -29,9 +29,6 @@ class Config:
     dropout: float = 0.1
     length: int = 32  # most tokens of a snippet while learning: two thirds have fewer; held-out ones are read to 64
     precision: Literal["float32", "matmul_bf16"] = "matmul_bf16"  # operands of matrix products
-    seed: int = 0
-    out: str | None = None  # the run's folder; None for the next free runs/sentiment-N
-    resume: bool = False  # go on with the run in `out`, or with the newest
 
 
 # ---- data
@@ -162,6 +159,7 @@ def baseline(cfg: Config) -> float | None:
 def main(cfg: Config) -> dict[str, float]:
     """Fine-tunes and judges the held-out texts; some of them are in the run's report."""
     parallel.compilation_cache()
+    strategy = cfg.placed(models.bert.RULES)
     setup = build(cfg)
     _, _, texts, truth = split(cfg.data)
     order = np.argsort([len(text) for text in texts], kind="stable")  # alike lengths together
@@ -176,6 +174,7 @@ def main(cfg: Config) -> dict[str, float]:
         batch_size=cfg.batch,
         epochs=cfg.epochs,
         seed=cfg.seed,
+        strategy=strategy,
         hooks=[HeldOut(setup.task, others)],
         out=out,
         resume=cfg.resume,

@@ -21,7 +21,7 @@ BUCKETS = (8, 16, 24, 32, 48, 64, 96)  # tokens that a batch of held-out sources
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(train.RunOptions):
     """English to Spanish."""
 
     model: Literal["seq2seq", "transformer"] = "transformer"
@@ -38,9 +38,6 @@ class Config:
     dropout: float = 0.0
     beams: int = 1  # hypotheses; 1 is greedy
     precision: Literal["float32", "matmul_bf16"] = "matmul_bf16"  # operands of matrix products
-    seed: int = 0
-    out: str | None = None  # the run's folder; None for the next free runs/translate-N
-    resume: bool = False  # go on with the run in `out`, or with the newest
 
 
 # ---- data
@@ -163,6 +160,7 @@ def main(cfg: Config) -> dict[str, float]:
     import sacrebleu
 
     parallel.compilation_cache()
+    strategy = cfg.placed((models.transformer if cfg.model == "transformer" else models.seq2seq).RULES)
     setup = build(cfg)
     print(setup.data, flush=True)
     started = time.process_time()
@@ -173,6 +171,7 @@ def main(cfg: Config) -> dict[str, float]:
         batch_size=cfg.batch,
         steps=cfg.steps,
         seed=cfg.seed,
+        strategy=strategy,
         validation=setup.validation,
         out=train.run_folder("translate", cfg.out, cfg.resume),
         resume=cfg.resume,

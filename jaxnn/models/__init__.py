@@ -5,12 +5,15 @@ Linen because `init` and `apply` are pure and its dispatch was the fastest measu
 policies; families share little, so that each file reads as the whole model.
 """
 
+from jaxnn.models import bert as bert
 from jaxnn.models import cnn as cnn
 from jaxnn.models import gpt as gpt
 from jaxnn.models import inception as inception
 from jaxnn.models import layers as layers
 from jaxnn.models import mlp as mlp
 from jaxnn.models import resnet as resnet
+from jaxnn.models import seq2seq as seq2seq
+from jaxnn.models import transformer as transformer
 from jaxnn.models import vgg as vgg
 from jaxnn.models import vit as vit
 from jaxnn.models.beam import beam_search as beam_search
