@@ -33,6 +33,7 @@ REQUIRED = {
     "optax": "0.2.8",
     "orbax-checkpoint": "0.12",
     "rich": "13.7",
+    "scipy": "1.14",
     "tyro": "1.0",
 }
 NEWEST_JAX = (0, 12)  # the newest minor version that the tests run on
