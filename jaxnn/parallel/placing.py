@@ -43,6 +43,8 @@ def place(value: PyTree, sharding: Any, *, alias: bool = False) -> PyTree:
 
 def _placed(x: Any, sharding: Sharding, alias: bool) -> jax.Array:
     if sharding.is_fully_addressable:
+        if isinstance(x, np.ndarray) and not alias:
+            x = x.copy()  # on CPU an aligned NumPy array is aliased whatever `may_alias` says (jax 0.10.2 and 0.12)
         return jax.device_put(x, sharding, may_alias=None if alias else False)
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return x if alias and x.sharding == sharding else _copied(sharding)(x)

@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 from jaxnn import rng
+from jaxnn.parallel import placing
 from jaxnn.typing import Array, Batch, ModelState, Params, PyTree, Sums
 
 
@@ -31,7 +33,7 @@ class Single:
 
     def put_state(self, state: PyTree) -> PyTree:
         """A copy of `state` on the device."""
-        return jax.tree.map(lambda x: jax.device_put(x, self.device, may_alias=False), state)
+        return placing.place(state, SingleDeviceSharding(self.device))
 
     def put_batch(self, batch: PyTree, axis: int = 0) -> PyTree:
         """The host arrays `batch` on the device."""

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxnn import parallel
@@ -13,10 +13,19 @@ def mesh(devices8):
     return jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=devices8)
 
 
+def aligned(n):
+    """An array that XLA:CPU would take as it is: its buffers start at multiples of 64 bytes."""
+    raw = np.zeros(4 * n + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + 4 * n].view(np.float32)
+
+
 def test_a_placed_array_shares_no_memory_with_its_value(mesh):
-    values = np.arange(4096, dtype=np.float32).reshape(64, 64)
+    values = aligned(4096).reshape(64, 64)
+    values[:] = np.arange(4096).reshape(64, 64)
     expected = values.copy()
-    for sharding in (NamedSharding(mesh, P("data")), NamedSharding(mesh, P())):
+    one = SingleDeviceSharding(jax.devices()[0])
+    for sharding in (NamedSharding(mesh, P("data")), NamedSharding(mesh, P()), one):
         placed = parallel.place({"a": values}, sharding)["a"]
         assert placed.sharding == sharding
         values[:] = -1
