@@ -35,7 +35,7 @@ test-newest: $(if $(NEWEST),.venv-newest/.installed-test) ## The default tests o
 	@$(if $(NEWEST),.venv-newest/bin/python $(PYTEST) $(ARGS),echo 'There is no Python 3.13 here: the newest lane was not run. If there is one, make test-newest NEWEST=/path/to/python3.13.')
 
 test-all: .venv/.installed-test ## All tests, the slow ones included.
-	@.venv/bin/python $(PYTEST) -m '' $(ARGS)
+	@XLA_FLAGS=--xla_backend_optimization_level=3 .venv/bin/python $(PYTEST) -m '' $(ARGS)
 
 check: .venv/.installed-dev ## Lint, format, types and the order of the rooms.
 	@.venv/bin/ruff check .

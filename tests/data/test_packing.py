@@ -82,7 +82,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "bert" else ()) for n in MODELS])
 def test_documents_of_a_row_have_no_influence_on_each_other(name):
     make, config = MODELS[name]
     module = make(config)

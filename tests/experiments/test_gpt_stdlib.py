@@ -79,6 +79,7 @@ def test_matrices_go_to_muon_and_everything_else_to_adam():
     assert "embed/embedding" in {p.rsplit("mu/", 1)[1] for p in adam}
 
 
+@pytest.mark.slow
 def test_the_command_line_runs_every_strategy_alike(tmp_path):
     """Real processes on forced devices: the same first losses from one device and from two."""
     losses = {}

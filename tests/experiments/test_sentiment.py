@@ -10,6 +10,7 @@ from experiments import mlm_pretrain, sentiment
 pytest.importorskip("tokenizers")
 
 
+@pytest.mark.slow
 def test_sentiment_runs_on_its_embedded_sentences(tmp_path, capsys):
     cfg = sentiment.Config(data=str(tmp_path), weights="nowhere", batch=4, out=str(tmp_path / "run"))
     result = sentiment.main(cfg)

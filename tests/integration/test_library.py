@@ -58,7 +58,7 @@ STRATEGIES = {"single": parallel.single, "replicate": lambda: parallel.replicate
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [pytest.param(m, marks=pytest.mark.slow if m == "leaks" else ()) for m in MODES])
 def test_fit_under_strict_modes(mode, strategy):
     with MODES[mode]():
         fit(STRATEGIES[strategy](), epochs=8)

@@ -122,8 +122,8 @@ def kill_and_resume(tmp_path, combination, how, expected):
     ("combination", "how"),
     [
         (("mlp", "single", "device"), 0.05),
-        (("cnn", "replicate", "host"), "save"),
-        (("gpt", "replicate", "device"), 0.3),
+        pytest.param(("cnn", "replicate", "host"), "save", marks=pytest.mark.slow),
+        pytest.param(("gpt", "replicate", "device"), 0.3, marks=pytest.mark.slow),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else None,
 )

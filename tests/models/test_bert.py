@@ -19,7 +19,7 @@ def make(seed=0, **changes):
     return module, jax.jit(module.init)(jax.random.key(seed), TOKENS)["params"]
 
 
-@pytest.mark.parametrize("offset", [0, 2])
+@pytest.mark.parametrize("offset", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_padding_changes_nothing(offset):
     for head in ("hidden", "embed"):
         module, params = make(head=head, position_offset=offset)

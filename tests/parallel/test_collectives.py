@@ -140,7 +140,7 @@ def test_zero_keeps_its_share_of_the_moments(stage):
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
 
 
-@pytest.mark.parametrize("name", ["zero3", "fsdp"])
+@pytest.mark.parametrize("name", [pytest.param("zero3", marks=pytest.mark.slow), "fsdp"])
 def test_at_most_two_layers_parameters_are_gathered_at_a_time(name):
     """24 layers as a loop in the program. (Of one in Python XLA:CPU gathers all at its start: it keeps no barrier.)"""
     layers = 24

@@ -276,6 +276,7 @@ def machine(copy, product):
     return bench.Peaks("a machine", {n: Peak(n, v, Interval(v, v), "") for n, v in values.items()})
 
 
+@pytest.mark.slow
 def test_memory_bound_is_by_what_the_machine_can_do():
     draw = np.random.default_rng(0)
     x = draw.normal(size=(32, 3000)).astype(np.float32)

@@ -69,6 +69,7 @@ def test_a_span_that_the_run_does_not_have_is_refused(tmp_path, span):
     assert not (tmp_path / "never").exists()
 
 
+@pytest.mark.slow
 def test_timing_rows_count_flops_and_compilations_and_peaks_are_journalled(tmp_path, no_report):
     run = fit(tmp_path, "timed", True, peaks=True)
     rows = [json.loads(line) for line in (tmp_path / "timed/timing.jsonl").read_text().splitlines()]
