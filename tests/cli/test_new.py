@@ -12,7 +12,10 @@ from jaxnn.cli import new
 
 
 def run(folder, name, *arguments):
-    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    env = os.environ | {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+    }
     return subprocess.run(
         [sys.executable, f"{name}.py", *arguments], cwd=folder, capture_output=True, text=True, env=env, timeout=250
     )
