@@ -34,6 +34,22 @@ def test_values_and_gradients_are_those_of_flaxs_layers():
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4)
 
 
+def test_the_gradient_goes_through_pooling_whatever_is_fused():
+    """A fusion may compute anew, and another way, what a maximum was taken of."""
+    model = models.CNN((4,), (8,), 3, batch_norm=True)
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(512, 6, 6, 1)).astype(np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    params = jax.tree.map(lambda p: p * draw.normal(1, 0.1, p.shape).astype(np.float32) + 0.01, variables["params"])
+
+    def loss(p):
+        y, _ = model.apply({**variables, "params": p}, x, train=True, mutable=["batch_stats"])
+        return jnp.sum(jnp.sin(y))
+
+    for a, b in zip(jax.tree.leaves(jax.jit(jax.grad(loss))(params)), jax.tree.leaves(jax.grad(loss)(params))):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+
+
 def test_the_default_is_the_articles_network():
     shapes = jax.eval_shape(models.CNN().init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))["params"]
     assert {path: leaf.shape for path, leaf in tree.leaves_by_path(shapes).items() if path.endswith("kernel")} == {

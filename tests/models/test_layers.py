@@ -219,6 +219,21 @@ def test_pooling_forms_agree_with_gradients(pool, size, window, strides):
     close(run("patches"), run("lax"))
 
 
+@pytest.mark.parametrize(("window", "strides"), [(2, None), (3, 2)])
+def test_max_pool_keeps_nan_and_gives_a_tie_to_the_first(window, strides):
+    x = np.zeros((1, 6, 6, 2), np.float32)
+    x[0, 2, 3, 0] = np.nan
+
+    def run(form):
+        y, back = jax.vjp(lambda x: layers.max_pool(x, window, strides, form), x)
+        return y, back(jnp.ones_like(y))[0][..., 1]
+
+    got, want = run("patches"), run("lax")
+    assert np.isnan(got[0]).sum() in (1, 2)
+    np.testing.assert_array_equal(got[0], want[0])
+    np.testing.assert_array_equal(got[1], want[1])
+
+
 def test_narrow_convolution_is_close_in_both_forms():
     x, kernel = normal(2, 6, 6, 8), normal(3, 3, 8, 4, seed=1)
     want = layers.convolve(x, kernel)
