@@ -7,6 +7,7 @@ python -m experiments.data_parallel --strategies replicate zero3 --devices 1 4 -
 import dataclasses
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from jaxnn import cost, data, losses, models, parallel, report, train
 from jaxnn.core.state import complete
 from jaxnn.core.step import make_step
 from jaxnn.data import host_batch
+from jaxnn.runs import RunFolder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class Config:
     scan: bool = True  # the layers are one loop in the program
     seed: int = 0
     out: str | None = None  # folder; None for the next free runs/data_parallel-N
-    resume: bool = False  # go on with what is missing in `out`, or in the newest
+    resume: bool = False  # go on with what is missing in `out`, or in the newest, with the same settings
 
 
 # ---- data, model, optimizer
@@ -81,40 +83,34 @@ def trained(name: str, devices: int, setup: train.Setup, cfg: Config) -> dict[st
 
 # ---- the report
 
-
-def summed(sends: list[list[Any]]) -> str:
-    """What is sent a step by kind, more than scalars, as text."""
-    totals: dict[str, int] = {}
-    for kind, axes, _, size in sends:
-        totals[f"{kind} over {axes}"] = totals.get(f"{kind} over {axes}", 0) + size
-    return ", ".join(f"{what} {size / 1e6:.2f} MB" for what, size in totals.items() if size > 1000) or "nothing"
-
-
 HEADERS = ["strategy", "devices", "last loss", "largest difference", "state MB", "temporaries MB", "sent a step"]
 SENDS = ["strategy", "devices", "collective", "axes", "times a step", "MB a step"]
 
 
-def table(runs: list[dict[str, Any]]) -> list[list[Any]]:
-    """A row a run; differences are from the first."""
-    cells = []
-    for run in runs:
-        gap = float(np.max(np.abs(np.subtract(run["losses"], runs[0]["losses"]))))
-        keeps = run["keeps"]
-        state = (keeps["parameters"] + keeps["optimizer"]) / 1e6
-        own = [run["losses"][-1], f"{gap:.1e}", state, keeps["temporaries"] / 1e6]
-        cells.append([run["strategy"], run["devices"], *own, summed(run["sends"])])
-    return cells
+def gaps(run: dict[str, Any], first: dict[str, Any]) -> np.ndarray:
+    """How far each step's loss is from that of the first run."""
+    return np.abs(np.subtract(run["losses"], first["losses"]))
+
+
+def row(run: dict[str, Any], first: dict[str, Any]) -> list[Any]:
+    """A run's cells; what is sent by kind, more than scalars."""
+    totals: Counter[str] = Counter()
+    for kind, axes, _, size in run["sends"]:
+        totals[f"{kind} over {axes}"] += size
+    sent = ", ".join(f"{what} {size / 1e6:.2f} MB" for what, size in totals.items() if size > 1000) or "nothing"
+    state, kept = run["keeps"]["parameters"] + run["keeps"]["optimizer"], run["keeps"]["temporaries"]
+    gap = f"{gaps(run, first).max():.1e}"
+    return [run["strategy"], run["devices"], run["losses"][-1], gap, state / 1e6, kept / 1e6, sent]
 
 
 def memory_figure(runs: list[dict[str, Any]]) -> Any:
     """Bars of what a device holds."""
     figure = report.canvas(figsize=(8, 0.6 + 0.24 * len(runs)), layout="constrained")
-    axes = figure.add_subplot()
-    left = np.zeros(len(runs))
+    axes, left = figure.add_subplot(), np.zeros(len(runs))
+    names = [f"{run['strategy']} {run['devices']}" for run in runs]
     for i, part in enumerate(("parameters", "optimizer", "temporaries")):
         values = np.array([run["keeps"][part] / 1e6 for run in runs])
-        axes.barh([f"{run['strategy']} {run['devices']}" for run in runs], values, left=left, label=part,
-                  color=report.line_look(i)[0])  # fmt: skip
+        axes.barh(names, values, left=left, label=part, color=report.line_look(i)[0])
         left += values
     axes.invert_yaxis()
     axes.set_xlabel("MB on a device")
@@ -124,25 +120,32 @@ def memory_figure(runs: list[dict[str, Any]]) -> Any:
 
 def write_page(runs: list[dict[str, Any]], cells: list[list[Any]], path: Path) -> None:
     """Losses over each other, differences, memory, messages."""
-    page = report.Page(
-        f"One run on {max(run['devices'] for run in runs)} devices and on fewer, {jax.default_backend()}"
-    )
-    page.table(cells, HEADERS)
-    steps = np.arange(1, len(runs[0]["losses"]) + 1)
-    for n in sorted({run["devices"] for run in runs}):
-        shown = {
-            f"{r['strategy']} {r['devices']}": np.array(r["losses"]) for r in runs if r is runs[0] or r["devices"] == n
-        }
-        if len(shown) > 1:
+    counts = sorted({run["devices"] for run in runs})
+    page = report.Page(f"One run on {counts[-1]} devices and on fewer, {jax.default_backend()}").table(cells, HEADERS)
+    first, steps = runs[0], np.arange(1, len(runs[0]["losses"]) + 1)
+    for n in counts:
+        if shown := {f"{run['strategy']} {n}": run for run in runs[1:] if run["devices"] == n}:
+            lines = {name: np.array(run["losses"]) for name, run in {"single 1": first, **shown}.items()}
+            apart = {name: gaps(run, first) for name, run in shown.items()}
             page.heading(f"{n} devices")
-            page.figure(report.curve(steps, shown, "losses, on top of each other", "step", "nats a byte"))
-            gaps = {name: np.abs(line - runs[0]["losses"]) for name, line in list(shown.items())[1:]}
-            page.figure(report.curve(steps, gaps, "difference from one device", "step", "nats a byte", logy=True))
+            page.figure(report.curve(steps, lines, "losses, on top of each other", "step", "nats a byte"))
+            page.figure(report.curve(steps, apart, "difference from one device", "step", "nats a byte", logy=True))
     page.heading("What a device holds").figure(memory_figure(runs))
-    sent = [
-        [r["strategy"], r["devices"], kind, axes, k, size / 1e6] for r in runs for kind, axes, k, size in r["sends"]
-    ]
+    sent = [[r["strategy"], r["devices"], *what, size / 1e6] for r in runs for *what, size in r["sends"]]
     page.heading("What is sent").table(sent, SENDS).write(path)
+
+
+# ---- all of it
+
+
+def opened(cfg: Config) -> Path:
+    """The folder of the runs: a new one, or with `resume` one of the same settings; others are refused."""
+    settings = {name: value for name, value in dataclasses.asdict(cfg).items() if name not in ("out", "resume")}
+    path = train.run_folder("data_parallel", cfg.out, cfg.resume)
+    folder = RunFolder.open(path) if cfg.resume else RunFolder.create(path, settings)
+    folder.check_config(settings, free=("strategies", "devices"))
+    folder.update_config(settings)
+    return folder.path
 
 
 def main(cfg: Config) -> list[dict[str, Any]]:
@@ -151,19 +154,18 @@ def main(cfg: Config) -> list[dict[str, Any]]:
     parallel.compilation_cache()
     counts = [n for n in cfg.devices if 1 < n <= len(jax.devices())] or [1]
     names = [name for name in cfg.strategies if name != "single" and (max(counts) > 1 or name != "fsdp_tensor")]
-    out = train.run_folder("data_parallel", cfg.out, cfg.resume)
-    out.mkdir(parents=True, exist_ok=True)
-    file, setup = out / "runs.jsonl", build(cfg)
-    runs = [json.loads(line) for line in file.read_text().splitlines()] if cfg.resume and file.exists() else []
+    out, setup = opened(cfg), build(cfg)
+    file = out / "runs.jsonl"
+    runs = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     try:
         for name, n in [("single", 1), *((name, n) for n in counts for name in names)]:
             if (name, n) not in {(run["strategy"], run["devices"]) for run in runs}:
                 runs.append(trained(name, n, setup, cfg))
                 file.write_text("".join(json.dumps(run) + "\n" for run in runs))
-                print("  ".join(map(str, table(runs)[-1])), flush=True)
+                print("  ".join(map(str, row(runs[-1], runs[0]))), flush=True)
     except KeyboardInterrupt:
         sys.exit(f"stopped; go on: python -m experiments.data_parallel --out {out} --resume, with the same settings")
-    cells = table(runs)
+    cells = [row(run, runs[0]) for run in runs]
     write_page(runs, cells, out / "data_parallel.html")
     print(report.text_table(cells, HEADERS), f"-> {out / 'data_parallel.html'}", sep="\n")
     return runs

@@ -30,3 +30,21 @@ def test_two_strategies_and_a_resumption(tmp_path, monkeypatch):
 
     monkeypatch.setattr(data_parallel, "trained", None)  # what is there is not trained again
     assert data_parallel.main(dataclasses.replace(cfg, resume=True)) == runs
+
+
+def test_other_settings_or_a_run_that_is_there_are_refused(tmp_path, monkeypatch):
+    def trained(name, devices, setup, cfg):
+        keeps = {"parameters": 0, "optimizer": 0, "temporaries": 0}
+        return {"strategy": name, "devices": devices, "losses": [1.0], "keeps": keeps, "sends": []}
+
+    monkeypatch.setattr(data_parallel, "trained", trained)
+    out = str(tmp_path / "run")
+    cfg = data_parallel.Config(strategies=("zero2",), devices=(1, 2), steps=1, out=out)
+    data_parallel.main(cfg)
+    with pytest.raises(ValueError, match="already holds a run"):
+        data_parallel.main(cfg)
+    again = dataclasses.replace(cfg, resume=True)
+    with pytest.raises(ValueError, match=r"steps: 1 -> 2; width: 64 -> 32\. Resume with the old values"):
+        data_parallel.main(dataclasses.replace(again, steps=2, width=32))
+    more = data_parallel.main(dataclasses.replace(again, strategies=("zero2", "zero3")))
+    assert [(run["strategy"], run["devices"]) for run in more] == [("single", 1), ("zero2", 2), ("zero3", 2)]
