@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxnn.runs import stored
+from jaxnn.runs import reading, stored
 
 
 def find(folder: str) -> Path | None:
@@ -53,7 +53,7 @@ def verify(folder: str) -> int:
     for step in stored.steps(found):
         path = stored.step_folder(found, step)
         try:
-            problems = stored.verify(path) or stored.read_arrays(path)[1]
+            problems = stored.verify(path) or reading.read_arrays(path)[1]
         except FileNotFoundError as error:
             problems = [f"{error.filename}: missing"]
         except ValueError as error:  # another version's format: neither whole nor damaged
@@ -96,7 +96,7 @@ def inspect(folder: str, step: int | None) -> int:
         return 1
     arrays: dict[str, np.ndarray] = {}
     if not problems:
-        arrays, problems = stored.read_arrays(path)
+        arrays, problems = reading.read_arrays(path)
     if problems:
         print(f"damaged: {path.name}: {'; '.join(problems)}", file=sys.stderr)
         return 1

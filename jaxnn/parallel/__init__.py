@@ -18,11 +18,11 @@ from jaxnn.parallel.devices import compilation_cache as compilation_cache
 from jaxnn.parallel.devices import force_host_devices as force_host_devices
 from jaxnn.parallel.devices import select
 from jaxnn.parallel.fsdp import fsdp as fsdp
+from jaxnn.parallel.members import Members as Members
 from jaxnn.parallel.members import members as members
 from jaxnn.parallel.mesh import mesh as mesh
 from jaxnn.parallel.partitioned import Partitioned as Partitioned
 from jaxnn.parallel.placing import batch_part as batch_part
-from jaxnn.parallel.placing import collect as collect
 from jaxnn.parallel.placing import fetch as fetch
 from jaxnn.parallel.placing import place as place
 from jaxnn.parallel.placing import place_batch_rows as place_batch_rows

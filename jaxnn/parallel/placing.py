@@ -130,22 +130,6 @@ def fetch(value: PyTree) -> PyTree:
     return jax.tree.map(lambda x: np.asarray(x) if here(x) else _gathered(x), value)
 
 
-def collect(value: PyTree) -> PyTree:
-    """`value` with leaves that are split over processes as NumPy arrays on process 0, and None on the others;
-    collective.
-
-    One leaf at a time is whole on every host; process 0 holds all of them.
-    """
-
-    def whole(x: Any) -> Any:
-        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
-            return x
-        found = _gathered(x)
-        return found if process_index() == 0 else None
-
-    return jax.tree.map(whole, value)
-
-
 def _gathered(x: jax.Array) -> np.ndarray:
     from jax.experimental import multihost_utils
 

@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import threading
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -17,12 +18,14 @@ from typing import Any, Literal, NamedTuple, Self
 import jax
 import numpy as np
 
-from jaxnn import tree
-from jaxnn.runs import stored, writing
+from jaxnn import parallel, tree
+from jaxnn.runs import reading, spread, stored, writing
 from jaxnn.runs.durable import sync_folder
+from jaxnn.runs.spread import Spread
 from jaxnn.typing import PyTree
 
 _in_flight: set[Path] = set()  # temporary folders that this process is writing, whichever object does
+_opened: set[str] = set()  # the tokens of this process's objects
 
 
 class Restored(NamedTuple):
@@ -50,12 +53,25 @@ class Checkpoints:
         folder: Where the checkpoints live.
         keep: How many of the newest to keep; >= 1. The newest good one is kept in any case.
         keep_best: Keep also the best by the metric given to `save`: "min", "max" or None.
+        token: Of process 0's object where this one belongs to another process of a job; see `runs.Follower`.
+
+    Attributes:
+        token: Names the writer: its process and, since numbers of processes come again, chance.
 
     Raises:
         ValueError: If `keep` < 1 or `keep_best` is something else, or the folder cannot be made.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, keep: int = 3, keep_best: Literal["min", "max"] | None = None):
+    writes_whole = True  # whether this process writes what a single one holds, and commits
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        keep: int = 3,
+        keep_best: Literal["min", "max"] | None = None,
+        token: str | None = None,
+    ):
         if keep < 1 or keep_best not in (None, "min", "max"):
             raise ValueError(
                 f"runs.Checkpoints: keep={keep!r}, keep_best={keep_best!r}. "
@@ -70,6 +86,9 @@ class Checkpoints:
                 "checkpoints. Remove the file of that name, or give a folder that you may write to."
             ) from error
         self._keep, self._keep_best = keep, keep_best
+        self.token = token or f"{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        _opened.add(self.token)
+        self._saves = 0
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._saving = False  # guarded by the lock, unlike the thread's life: whoever clears it has seen every mark
@@ -89,11 +108,12 @@ class Checkpoints:
     ) -> None:
         """Copies `state` to the host and writes it in the background; the caller may donate its buffers at once.
 
-        Waits for a save that is still in flight. A checkpoint of the same step is replaced.
+        Waits for a save that is still in flight. A checkpoint of the same step is replaced. In a job all processes
+        save together: each writes what it holds of the arrays that are spread over them.
 
         Args:
             step: >= 0.
-            state: Pytree of jax arrays (on one device, replicated or sharded) or NumPy arrays.
+            state: Pytree of jax arrays (on one device, replicated or sharded, over processes too) or NumPy arrays.
             extra: JSON: string keys, lists, numbers, strings, booleans, None. Committed with the arrays. Tuples come
                 back as lists.
             metric: For `keep_best`; a NaN is never the best.
@@ -108,7 +128,8 @@ class Checkpoints:
             raise ValueError(f"runs.Checkpoints.save: step {step}. Give a step >= 0.")
         text = writing.json_text(extra)
         self.wait()
-        arrays = writing.snapshot(state)
+        arrays = writing.snapshot(state, self.writes_whole)
+        self._saves += 1
         job = threading.Thread(
             target=self._run, args=(step, arrays, text, None if metric is None else float(metric)), daemon=True
         )
@@ -202,7 +223,7 @@ class Checkpoints:
             path = stored.step_folder(self.folder, candidate)
             if not (problems := stored.verify(path)):
                 _check_tree(where, path, like)
-                arrays, problems = stored.read_arrays(path)
+                arrays, problems = reading.read_arrays(path)
                 if not problems:
                     state = jax.tree.unflatten(jax.tree.structure(like), [arrays[k] for k in tree.leaves_by_path(like)])
                     return Restored(candidate, state, stored.read_json(path, "extra"), messages)
@@ -238,11 +259,13 @@ class Checkpoints:
         shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
         return f"Checkpoint {step} is damaged ({shown}) and {went}."
 
-    def _run(self, step: int, arrays: dict[str, np.ndarray], extra: str, metric: float | None) -> None:
+    def _run(self, step: int, arrays: dict[str, np.ndarray | Spread], extra: str, metric: float | None) -> None:
         temporary = self.folder / f"{stored.WRITING}{step:08d}-{os.getpid()}"
         _in_flight.add(temporary)
         try:
-            writing.write(temporary, step, arrays, extra, metric)
+            self._write_part(step, arrays)
+            parts = {process: self._part(step, process) for process in range(parallel.process_count())}
+            writing.write(temporary, step, arrays, extra, metric, parts)
             with self._lock:
                 if stored.step_folder(self.folder, step).exists():
                     self._remove(step)
@@ -256,10 +279,18 @@ class Checkpoints:
         except BaseException as error:  # whatever it is, it belongs to the caller's thread
             self._failure = (step, error)
             for path in self.folder.glob(temporary.name + "*"):
-                shutil.rmtree(path, ignore_errors=True)
+                _delete(path)
         finally:
             self._saving = False
             _in_flight.discard(temporary)
+
+    def _part(self, step: int, process: int) -> Path:
+        """Where a process writes what it holds in the save that is in flight; `_abandoned` reads the name."""
+        return self.folder / f"{stored.WRITING}{step:08d}-{self.token}.{self._saves}.{process}"
+
+    def _write_part(self, step: int, arrays: Mapping[str, np.ndarray | Spread]) -> None:
+        if mine := {path: x for path, x in arrays.items() if isinstance(x, Spread)}:
+            spread.write(self._part(step, parallel.process_index()), mine)
 
     def _mark(self) -> None:
         for step in stored.steps(self.folder):
@@ -290,16 +321,26 @@ class Checkpoints:
         self._purge()
         for path in self.folder.glob(stored.WRITING + "*"):
             if _abandoned(path):
-                shutil.rmtree(path, ignore_errors=True)
+                _delete(path)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:  # a process's note that it could not write
+        path.unlink(missing_ok=True)
 
 
 def _abandoned(path: Path) -> bool:
-    """Whether nobody is writing this temporary folder: `writing-STEP-PID`, and orbax's suffix while it writes."""
-    step, _, pid = path.name.removeprefix(stored.WRITING).split(".")[0].partition("-")
+    """Whether nobody is writing this temporary folder: `writing-STEP-PID`, with orbax's suffix while it writes, or a
+    process's part of it, `writing-STEP-PID.TOKEN.SAVE.PROCESS`, where PID.TOKEN is process 0's."""
+    name = path.name.removeprefix(stored.WRITING)
+    step, _, pid = name.split(".")[0].partition("-")
     if not pid.isdigit():  # none of ours
         return False
     if int(pid) == os.getpid():
-        return path.with_name(f"{stored.WRITING}{step}-{pid}") not in _in_flight
+        writers = (f"{step}-{token}." for token in _opened)
+        return path.with_name(f"{stored.WRITING}{step}-{pid}") not in _in_flight and not name.startswith((*writers,))
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:

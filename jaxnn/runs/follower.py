@@ -1,15 +1,18 @@
-"""A run's folder as the other processes of a job see it: they read what process 0 writes, and write nothing."""
+"""A run's folder as the other processes of a job see it: process 0 writes it; of
+checkpoints each writes what it alone holds."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxnn.runs.checkpoint import Checkpoints
 from jaxnn.runs.folder import CHECKPOINTS, CONFIG, RunFolder, plain_config
 from jaxnn.runs.journal import Journal
 from jaxnn.runs.logs import MetricFile
-from jaxnn.typing import PyTree
+from jaxnn.runs.spread import Spread
 
 
 class _Metrics(MetricFile):
@@ -37,15 +40,21 @@ class _Journal(Journal):
 
 
 class _Checkpoints(Checkpoints):
-    """Checkpoints that another process writes."""
+    """Checkpoints of which this process writes what it holds of spread arrays, and another the rest."""
+
+    writes_whole = False
 
     def _clean(self) -> None:
         pass
 
-    def save(
-        self, step: int, state: PyTree, extra: Mapping[str, Any], *, metric: float | None = None, wait: bool = False
-    ) -> None:
-        self._metrics[step] = metric
+    def _run(self, step: int, arrays: dict[str, np.ndarray | Spread], extra: str, metric: float | None) -> None:
+        try:
+            self._metrics[step] = metric
+            self._write_part(step, arrays)
+        except BaseException as error:  # whatever it is, it belongs to the caller's thread
+            self._failure = (step, error)
+        finally:
+            self._saving = False
 
     def mark_good(self, step: int) -> None:
         pass

@@ -2,6 +2,7 @@
 
     checkpoints/00000100/          appears by one rename, complete
         arrays/                    orbax: every array of the state under its path, global logical values
+        parts-P/                   of a job: what process P holds of the arrays that no single process holds (spread.py)
         manifest/metadata          JSON: step, metric, time, and path -> shape, dtype, crc32 of the values
         extra/metadata             JSON: what the caller put beside the arrays
         seal                       every file above with its size and crc32, and the crc32 of the seal itself
@@ -13,9 +14,9 @@ flipped bit, runs at 4-6 GB/s here (SHA-256: 1.9) and is meant against accidents
 """
 
 import json
+import os
 import uuid
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +25,10 @@ import numpy as np
 from jaxnn import parallel
 from jaxnn.runs.durable import write_atomic
 
-FORMAT = 1
+FORMAT, SPREAD_FORMAT = 1, 2  # the second where processes wrote parts
 SEAL, GOOD = "seal", "good"
 WRITING, DELETING, DAMAGED = "writing-", "deleting-", "damaged-"
+PARTS = "parts-"
 
 
 class Stored(NamedTuple):
@@ -88,11 +90,6 @@ def checksum(array: np.ndarray) -> str:
     return f"{zlib.crc32(flat.view(np.uint8).data):08x}"
 
 
-def describe_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """The manifest's entry for each array."""
-    return {k: {"shape": list(a.shape), "dtype": str(a.dtype), "crc32": checksum(a)} for k, a in arrays.items()}
-
-
 def file_checksum(path: Path) -> tuple[int, str]:
     """Size in bytes and CRC-32 of a file."""
     size, crc = 0, 0
@@ -103,9 +100,22 @@ def file_checksum(path: Path) -> tuple[int, str]:
 
 
 def write_seal(path: Path) -> None:
-    """Records every file under `path`; the last thing written before a checkpoint is committed."""
-    files = {str(p.relative_to(path)): file_checksum(p) for p in sorted(path.rglob("*")) if p.is_file()}
-    body = json.dumps({"format": FORMAT, "files": files}, indent=0).encode()
+    """Puts every file under `path` on the disk and records it; the last thing before a checkpoint is committed.
+
+    A part that another process wrote bears its own seal already and is not read again.
+    """
+    parts = sorted(path.glob(PARTS + "*"))
+    files: dict[str, tuple[int, str]] = {}
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        name, within = str(file.relative_to(path)), [part for part in parts if part in file.parents]
+        if not within or file.name == SEAL:
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+            files[name] = file_checksum(file)
+    for part in parts:
+        body, _, _ = (part / SEAL).read_bytes().rstrip(b"\n").rpartition(b"\n")
+        files |= {f"{part.name}/{name}": found for name, found in json.loads(body)["files"].items()}
+    body = json.dumps({"format": SPREAD_FORMAT if parts else FORMAT, "files": files}, indent=0).encode()
     write_atomic(path / SEAL, body + b"\n" + f"{zlib.crc32(body):08x}".encode() + b"\n")
 
 
@@ -142,10 +152,10 @@ def verify(path: Path) -> list[str]:
     if seal != body + b"\n" + f"{zlib.crc32(body):08x}".encode() + b"\n":
         return [f"{SEAL}: its own checksum {crc[:16]!r} does not hold"]
     record = json.loads(body)
-    if record["format"] != FORMAT:
+    if record["format"] not in (FORMAT, SPREAD_FORMAT):
         raise ValueError(
             f"runs.stored.verify: {path} is a checkpoint of format {record['format']}; this version of jaxnn reads "
-            f"format {FORMAT}. It is left as it is: use the version that wrote it, or a newer one."
+            f"formats {FORMAT} and {SPREAD_FORMAT}. It is left as it is: use the version that wrote it, or a newer one."
         )
     problems = []
     for name, (size, crc) in record["files"].items():
@@ -184,31 +194,3 @@ def checkpointer() -> Any:
         **items,
     )
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
-
-
-def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    """All arrays of a checkpoint by path, in the manifest's order, and what is wrong with their values.
-
-    Call `verify` first: here an exception of orbax means that this version cannot read the format.
-    """
-    import orbax.checkpoint as ocp
-
-    described = read_json(path, "manifest")["arrays"]
-    stored: dict[str, Any] = {}
-    if any(0 not in entry["shape"] for entry in described.values()):
-        with checkpointer() as reader:
-            stored = reader.restore(path.absolute(), args=ocp.args.Composite(arrays=ocp.args.PyTreeRestore()))["arrays"]
-    arrays, problems = {}, []
-    for name, entry in described.items():
-        shape, dtype = tuple(entry["shape"]), np.dtype(entry["dtype"])
-        # orbax refuses arrays without elements; the manifest says all there is to say about them.
-        array = np.zeros(shape, dtype) if 0 in shape else stored.get(name)
-        if array is None:
-            problems.append(f"array {name}: missing")
-        elif (array.shape, array.dtype) != (shape, dtype):
-            problems.append(f"array {name}: {array.dtype}{list(array.shape)}, {dtype}{list(shape)} was written")
-        elif checksum(array) != entry["crc32"]:
-            problems.append(f"array {name}: crc32 {checksum(array)}, {entry['crc32']} was written")
-        else:
-            arrays[name] = array
-    return arrays, problems

@@ -1,7 +1,6 @@
 """The way of a state to the disk: checked, copied to the host, written by orbax, synced and sealed."""
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +11,17 @@ import numpy as np
 
 from jaxnn import tree
 from jaxnn.runs import stored
+from jaxnn.runs.spread import Spread, copied, is_spread, take_in
 from jaxnn.typing import PyTree
 
 
-def snapshot(state: PyTree) -> dict[str, np.ndarray]:
-    """Real copies on the host of all leaves, by path."""
+def snapshot(state: PyTree, whole: bool = True) -> dict[str, np.ndarray | Spread]:
+    """Real copies on the host of what this process is to write, by path.
+
+    Args:
+        state: Pytree of arrays.
+        whole: Whether that includes the arrays that a single process holds whole: process 0 writes them.
+    """
     leaves = tree.leaves_by_path(state)
     if len(leaves) != len(jax.tree.leaves(state)):
         raise ValueError(
@@ -29,20 +34,17 @@ def snapshot(state: PyTree) -> dict[str, np.ndarray]:
                 f"runs.Checkpoints.save: leaf {path!r} is {tree.describe(leaf)}, not a numeric array. "
                 "Keep keys as raw data (jax.random.key_data) and numbers as arrays in the state."
             )
-        if isinstance(leaf, jax.Array):
-            if not leaf.is_fully_addressable and not leaf.is_fully_replicated:
-                raise ValueError(
-                    f"runs.Checkpoints.save: leaf {path!r} {tree.describe(leaf)} is spread over several processes. "
-                    "Gather it first (strategy.gather)."
-                )
+    mine = {path: leaf for path, leaf in leaves.items() if whole or is_spread(leaf)}
+    for leaf in mine.values():
+        if isinstance(leaf, jax.Array) and not is_spread(leaf):
             leaf.copy_to_host_async()
+    return {path: copied(leaf) if is_spread(leaf) else _copied(leaf) for path, leaf in mine.items()}
+
+
+def _copied(x: Any) -> np.ndarray:
     # The first shard of a replicated array is a temporary view: nothing keeps its buffer from being donated.
-    return {
-        path: np.array(
-            x.addressable_data(0) if isinstance(x, jax.Array) and x.is_fully_replicated else x, copy=True, order="C"
-        )
-        for path, x in leaves.items()
-    }
+    replicated = isinstance(x, jax.Array) and x.is_fully_replicated
+    return np.array(x.addressable_data(0) if replicated else x, copy=True, order="C")
 
 
 def json_text(extra: Mapping[str, Any]) -> str:
@@ -69,8 +71,24 @@ def json_text(extra: Mapping[str, Any]) -> str:
     return json.dumps(extra)
 
 
-def write(temporary: Path, step: int, arrays: dict[str, np.ndarray], extra: str, metric: float | None) -> None:
-    """Everything of a checkpoint under a temporary name, sealed and on the disk."""
+def write(
+    temporary: Path,
+    step: int,
+    arrays: Mapping[str, np.ndarray | Spread],
+    extra: str,
+    metric: float | None,
+    parts: Mapping[int, Path],
+) -> None:
+    """Everything of a checkpoint under a temporary name, sealed and on the disk.
+
+    Args:
+        temporary: A folder that is not there yet.
+        step: The checkpoint's.
+        arrays: What `snapshot` gave.
+        extra: JSON text.
+        metric: As given to `save`.
+        parts: Where each process, this one included, writes what it holds of spread arrays.
+    """
     import orbax.checkpoint as ocp
 
     manifest = {
@@ -78,14 +96,19 @@ def write(temporary: Path, step: int, arrays: dict[str, np.ndarray], extra: str,
         "step": step,
         "metric": metric,
         "time": time.time(),
-        "arrays": stored.describe_arrays(arrays),
+        "arrays": {path: _described(x) for path, x in arrays.items()},
     }
     items: dict[str, Any] = {"manifest": ocp.args.JsonSave(manifest), "extra": ocp.args.JsonSave(json.loads(extra))}
-    if full := {name: a for name, a in arrays.items() if a.size}:
+    if full := {name: a for name, a in arrays.items() if isinstance(a, np.ndarray) and a.size}:
         items["arrays"] = ocp.args.PyTreeSave(full)
     with stored.checkpointer() as checkpointer:
         checkpointer.save(temporary, args=ocp.args.Composite(**items))
-    for path in [p for p in temporary.rglob("*") if p.is_file()]:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+    if any(isinstance(x, Spread) for x in arrays.values()):
+        take_in(parts, temporary)
     stored.write_seal(temporary)
+
+
+def _described(x: np.ndarray | Spread) -> dict[str, Any]:
+    """The manifest's entry for an array; of a spread one the index of each part has the checksums."""
+    values = {"crc32": stored.checksum(x)} if isinstance(x, np.ndarray) else {}
+    return {"shape": list(x.shape), "dtype": str(x.dtype)} | values

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxnn import tree
 from jaxnn.core import State
-from jaxnn.runs import stored
+from jaxnn.runs import reading, stored
 from jaxnn.typing import Params
 
 
@@ -40,7 +40,7 @@ def _stored_params(where: str, path: Path) -> dict[str, Any]:
     problems: list[str] = []
     for folder in folders:
         if not (found := stored.verify(folder)):
-            arrays, found = stored.read_arrays(folder)
+            arrays, found = reading.read_arrays(folder)
             if not found:
                 params = {k.removeprefix("params/"): v for k, v in arrays.items() if k.startswith("params/")}
                 return {name: value for name, value in params.items() if value.size}

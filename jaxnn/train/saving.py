@@ -44,7 +44,8 @@ class Saver:
         self._sign = -1 if mode == "max" else 1
         # Process 0 first: it removes what a killed save has left.
         opened = first_does(lambda: folder.checkpoints(keep=settings.keep, keep_best=mode))
-        self.checkpoints = opened or folder.checkpoints(keep=settings.keep, keep_best=mode)
+        token = parallel.agree(opened.token if opened else None)
+        self.checkpoints = opened or folder.checkpoints(keep=settings.keep, keep_best=mode, token=token)
         self.step: int | None = None  # of the newest checkpoint that this run wrote or came from
         self._extra: Mapping[str, Any] = {}
         self._rated = False  # whether the checkpoint at `step` bears a value
@@ -91,7 +92,7 @@ class Saver:
         metric = self._last[1] if self._last is not None and self._last[0] == step else None
         self.step, self._extra, self._rated = step, extra, metric is not None
         kept = without_frozen(state, self._frozen)
-        self.checkpoints.save(step, parallel.collect(kept), extra, metric=metric)
+        self.checkpoints.save(step, kept, extra, metric=metric)
         parallel.beat()
         if finite and bool(_all_finite((state.params, state.model_state))):
             self.checkpoints.mark_good(step)

@@ -19,6 +19,7 @@ import pytest
 
 from jaxnn import parallel, runs
 from jaxnn.data import order
+from jaxnn.runs import reading
 from tests.integration import job
 
 pytestmark = pytest.mark.multiprocess
@@ -60,7 +61,7 @@ def losses(out):
 
 def params(out):
     step = max(row.step for row in runs.stored.listing(Path(out) / "checkpoints"))
-    arrays, problems = runs.stored.read_arrays(runs.stored.step_folder(Path(out) / "checkpoints", step))
+    arrays, problems = reading.read_arrays(runs.stored.step_folder(Path(out) / "checkpoints", step))
     assert not problems
     return {name: array for name, array in arrays.items() if name.startswith(("params", "model_state"))}
 
@@ -83,9 +84,9 @@ def one_device(tmp_path_factory):
 
 
 @functools.cache
-def undisturbed_job(temporary):
-    out = temporary / "undisturbed"
-    run(2, out=out, where="host")
+def undisturbed_job(temporary, strategy="replicate"):
+    out = temporary / f"undisturbed-{strategy}"
+    run(2, out=out, where="host", strategy=strategy)
     return out
 
 
@@ -134,13 +135,27 @@ def test_processes_equal_one_device(tmp_path, one_device, strategy, model, where
 
 
 @pytest.mark.slow
-def test_after_kill_9_the_job_goes_on_to_the_same_bytes(tmp_path, undisturbed):
-    out = tmp_path / "run"
-    log = run(2, out=out, where="host", pause=0.02, fail=25, how="kill")
-    assert "process 1 was killed by SIGKILL at step 25; starting all 2 processes again" in log
+@pytest.mark.parametrize("strategy", ["replicate", "fsdp"])
+def test_after_kill_9_the_job_goes_on_to_the_same_bytes(tmp_path, strategy):
+    out, expected = tmp_path / "run", undisturbed_job(tmp_path, strategy)
+    log = run(2, out=out, where="host", pause=0.02, fail=25, how="kill", strategy=strategy)
+    # What the launcher last heard may be a step old.
+    assert re.search(r"process 1 was killed by SIGKILL at step 2[45]; starting all 2 processes again", log)
     events = runs.Journal(out / "journal.jsonl").read()
     assert next(row["step"] for row in events if row["event"] == "resume") < 25
-    assert bytes_of(out) == bytes_of(undisturbed)
+    assert bytes_of(out) == bytes_of(expected)
+    assert not list((out / "checkpoints").glob("writing-*"))
+
+
+@pytest.mark.slow
+def test_each_process_writes_the_blocks_that_it_holds(tmp_path):
+    out = tmp_path / "run"
+    run(4, out=out, strategy="fsdp")
+    for row in runs.stored.listing(out / "checkpoints"):
+        sizes = [(row.path / f"parts-{process}" / "blocks").stat().st_size for process in range(4)]
+        assert min(sizes) == max(sizes) > 0
+        whole = sum(x.nbytes for x in reading.read_arrays(row.path)[0].values())
+        assert 4 * sizes[0] <= whole <= 4 * sizes[0] * 1.25  # biases and the like are not split
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxnn import runs
-from jaxnn.runs import stored, writing
+from jaxnn.runs import reading, stored, writing
 
 
 def make_state(seed=0):
@@ -254,7 +254,7 @@ def test_values_that_orbax_gives_back_wrong_are_caught(good, monkeypatch):
     manifest = stored.read_json
     wrong = lambda path, item: json.loads(json.dumps(manifest(path, item)).replace('"crc32": "', '"crc32": "f'))  # noqa: E731
     monkeypatch.setattr(stored, "read_json", wrong)
-    _, problems = stored.read_arrays(good / "00000002")
+    _, problems = reading.read_arrays(good / "00000002")
     assert any(p.startswith("array params/dense/kernel: crc32") for p in problems)
 
 
@@ -274,11 +274,11 @@ def test_another_model_is_an_error_that_names_leaves_and_sets_nothing_aside(good
 def test_a_checkpoint_of_another_format_is_no_damage_and_left_alone(good):
     seal = good / "00000002" / stored.SEAL
     body = seal.read_bytes().splitlines(keepends=True)
-    text = b"".join(body[:-1])[:-1].replace(b'"format": 1', b'"format": 2')
+    text = b"".join(body[:-1])[:-1].replace(b'"format": 1', b'"format": 3')
     seal.write_bytes(text + b"\n" + f"{zlib.crc32(text):08x}".encode() + b"\n")
     before = {p: p.read_bytes() for p in files_of(good)}
     with runs.Checkpoints(good) as c:
-        with pytest.raises(ValueError, match=r"00000002 is a checkpoint of format 2; .* reads format 1"):
+        with pytest.raises(ValueError, match=r"00000002 is a checkpoint of format 3; .* reads formats 1 and 2"):
             c.restore(make_state())
     assert {p: p.read_bytes() for p in files_of(good)} == before
 

@@ -85,9 +85,12 @@ def test_opening_removes_what_dead_writers_left_and_spares_the_living(tmp_path):
     names = {
         f"writing-00000003-{dead.pid}": False,
         f"writing-00000003-{dead.pid}.orbax-checkpoint-tmp": False,
+        f"writing-00000003-{dead.pid}.0badcafe.2.1-hidden": False,
+        f"writing-00000003-{os.getpid()}.0badcafe.2.1": False,  # another writer's, with our number
         f"writing-00000003-{os.getpid()}": False,  # an earlier process may have had our number
         "deleting-00000001-1": False,
         f"writing-00000004-{os.getppid()}": True,
+        f"writing-00000004-{os.getppid()}.0badcafe.2.1": True,
         "damaged-00000002-1": True,
     }
     for name in names:
