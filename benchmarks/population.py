@@ -6,6 +6,9 @@ regression_mlp of the articles (1,000 examples of 10 inputs, a hidden layer of 6
 rates. A round times one fit of all members and a few of one member around it, each a whole call of `fit`: tracing,
 loading its program, training, rows. The fits of one member are scaled to 64. Both run once before, untimed, so that
 their programs are in a cache on disk, which favours the runs one after another. Must: 10 times faster; goal: 20.
+
+By the wall clock, and by the process's CPU seconds, which other programs disturb less and which do not show what a
+second core saves.
 """
 
 import argparse
@@ -28,9 +31,9 @@ def examples() -> data.Arrays:
     return data.Arrays(x, (np.sin(3 * x[:, :1]) + x[:, 1:2]).astype(np.float32))
 
 
-def fit(source: data.Arrays, epochs: int, rates: list[float], devices: int = 1) -> float:
-    """Seconds of a whole fit of as many members as there are rates; of one, without a population."""
-    began = time.perf_counter()
+def fit(source: data.Arrays, epochs: int, rates: list[float], devices: int = 1) -> tuple[float, float]:
+    """Wall and CPU seconds of a whole fit of as many members as there are rates; one is without a population."""
+    began = time.perf_counter(), time.process_time()
     run = train.fit(
         train.supervised(models.MLP((64, 1)), losses.mse),
         optim.adam(rates[0]),
@@ -42,11 +45,11 @@ def fit(source: data.Arrays, epochs: int, rates: list[float], devices: int = 1) 
         strategy=parallel.replicate(devices) if devices > 1 else parallel.single(),
     )
     jax.block_until_ready(run.state)
-    return time.perf_counter() - began
+    return time.perf_counter() - began[0], time.process_time() - began[1]
 
 
 def main(rounds: int, solos: int, epochs: int, devices: int = 1) -> bool:
-    """Prints the comparison; gives whether the bound holds."""
+    """Prints the comparison; gives whether the bound holds by CPU seconds."""
     source = examples()
     if devices > 1:
         parallel.force_host_devices(devices)
@@ -60,17 +63,19 @@ def main(rounds: int, solos: int, epochs: int, devices: int = 1) -> bool:
             alone += [fit(source, epochs, [rate]) for rate in rng.choice(RATES, solos // 2).tolist()]
             together.append(fit(source, epochs, RATES, devices))
             alone += [fit(source, epochs, [rate]) for rate in rng.choice(RATES, solos - solos // 2).tolist()]
-    per_round = MEMBERS * np.mean(np.reshape(alone, (rounds, solos)), axis=1) / np.asarray(together)
-    ratio = float(np.median(per_round))
-    said = "goal met" if ratio >= GOAL else "met" if ratio >= MUST else "MISSED"
     print(f"{MEMBERS} members, {epochs} epochs, {rounds} rounds, {devices} devices, jax {jax.__version__}")
-    print(f"  one after another {MEMBERS * np.median(alone):7.1f} s ({1e3 * np.median(alone):.0f} ms each)")
-    print(f"  in one program    {np.median(together):7.1f} s")
-    print(
-        f"  {ratio:.1f} times faster [{per_round.min():.1f}, {per_round.max():.1f}]  "
-        f"{said} (must {MUST:g}, goal {GOAL:g})"
-    )
-    return ratio >= MUST
+    ratios = []
+    for i, clock in enumerate(("wall clock", "CPU seconds")):
+        one, all_members = np.asarray(alone)[:, i], np.asarray(together)[:, i]
+        per_round = MEMBERS * np.mean(one.reshape(rounds, solos), axis=1) / all_members
+        ratios.append(float(np.median(per_round)))
+        said = "goal met" if ratios[-1] >= GOAL else "met" if ratios[-1] >= MUST else "MISSED"
+        print(
+            f"  {clock:12} one after another {MEMBERS * np.median(one):6.2f} s ({1e3 * np.median(one):.0f} ms each), "
+            f"in one program {np.median(all_members):.2f} s: {ratios[-1]:.1f} times faster "
+            f"[{per_round.min():.1f}, {per_round.max():.1f}]  {said} (must {MUST:g}, goal {GOAL:g})"
+        )
+    return ratios[1] >= MUST
 
 
 if __name__ == "__main__":

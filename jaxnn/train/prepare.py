@@ -139,9 +139,10 @@ class Prepared:
     def engine(self, state: State, data_step: int, deliver: engine.Deliver) -> engine.Engine:
         """What drives the run from a state on, which the first step donates."""
         if self.resident is not None:
+            grouped = self.strategy if isinstance(self.strategy, parallel.Members) else None
             return engine.ResidentEngine(
                 self.step,
-                self.sums,
+                self.sums if grouped is None else grouped.of_group(self.sums),
                 self.resident,
                 state,
                 data_step,

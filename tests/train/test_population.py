@@ -61,6 +61,25 @@ def test_over_devices_and_streamed_it_is_the_same(resident):
         np.testing.assert_allclose([a[k] for k in a], [b[k] for k in a], rtol=1e-4)
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_in_groups_each_member_is_its_solo_run(devices):
+    rates = np.geomspace(1e-3, 1e-1, 18 * devices).tolist()
+    population = optim.members(lr=rates)
+    strategy = parallel.replicate(jax.devices()[:devices])
+    spread = parallel.members(strategy, len(rates), None)
+    assert (spread.group, spread.groups) == (9, 2)
+    settings = {"steps": 12, "validation": None}
+    run = fit(tx(), population=population, strategy=strategy, **settings)
+    assert int(run.state.data_step) == 12
+    assert run.state.step.tolist() == [12] * len(rates)
+    for i in (0, 9, len(rates) - 1):  # of the first and the last group
+        alone = fit(tx(rates[i]), **settings)
+        np.testing.assert_allclose(run.member(i).column("loss")[1], alone.column("loss")[1], rtol=1e-4)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), run.member(i).state, alone.state
+        )
+
+
 def test_a_member_that_diverges_does_not_stop_the_others():
     run = fit(plain(1e-2), population=optim.members(lr=[1e-2, 1e6, 2e-2]), steps=60)
     assert run.stopped is None
