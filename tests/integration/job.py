@@ -16,7 +16,7 @@ import optax
 
 from jaxnn import data, losses, models, parallel, train
 
-RULES = {"mlp": models.mlp.RULES, "cnn": models.cnn.RULES, "gpt": models.gpt.RULES}
+RULES = {"mlp": models.mlp.RULES, "cnn": models.cnn.RULES, "gpt": models.gpt.RULES, "packed": models.gpt.RULES}
 EXAMPLES, BATCH, STEPS = 70, 16, 50  # an epoch's last batch is ragged
 
 
@@ -40,20 +40,24 @@ class Config:
 
 
 class Recorded:
-    """A source that writes down which examples each process reads for which step."""
+    """A source that writes down which examples each process reads for which step, and the targets of packed ones."""
 
     takes_step = True
 
-    def __init__(self, source: data.Arrays, path: Path):
+    def __init__(self, source: Any, path: Path):
         self.source, self.path = source, path
 
     def __len__(self) -> int:
         return len(self.source)
 
     def take(self, index: np.ndarray, step: int = 0) -> dict[str, np.ndarray]:
+        rows = self.source.take(index)
+        targets = [[]] * len(index)
+        if "segment" in rows:
+            targets = [y[weights > 0].tolist() for y, weights in zip(rows["y"], rows["weights"])]
         with open(self.path, "a") as file:
-            file.write(json.dumps([step, np.asarray(index).tolist()]) + "\n")
-        return self.source.take(index)
+            file.write(json.dumps([step, np.asarray(index).tolist(), targets]) + "\n")
+        return rows
 
     def resident(self) -> None:
         return None
@@ -77,7 +81,11 @@ class Trouble(train.Hook):
             os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}[self.cfg.how])
 
 
-def parts(model: str) -> tuple[train.Task, data.Arrays]:
+# Of the packed model: every token of document d is d + 1.
+DOCUMENTS = [np.full(size, d + 1) for d, size in enumerate(np.random.default_rng(1).integers(2, 20, 50))]
+
+
+def parts(model: str) -> tuple[train.Task, Any]:
     """Task and data; each model has a parameter that strategies split."""
     draw = np.random.default_rng(0)
     if model == "mlp":
@@ -87,8 +95,12 @@ def parts(model: str) -> tuple[train.Task, data.Arrays]:
         x, y = draw.normal(size=(EXAMPLES, 6, 6, 1)).astype(np.float32), draw.integers(0, 3, EXAMPLES)
         module = models.CNN((4,), (64,), 3, batch_norm=True, dropout=0.1)
         return train.supervised(module, losses.cross_entropy), data.Arrays(x, y)
+    sizes = {"length": 8, "layers": 1, "heads": 2, "width": 32, "mlp_ratio": 2, "dropout": 0.1}
+    if model == "packed":
+        config = models.GPTConfig(vocab=len(DOCUMENTS) + 1, **sizes)
+        return train.supervised(models.GPT(config), losses.cross_entropy), data.Packed(DOCUMENTS, length=8)
     tokens = draw.integers(0, 16, (EXAMPLES, 9)).astype(np.int32)
-    config = models.GPTConfig(vocab=16, length=8, layers=1, heads=2, width=32, mlp_ratio=2, dropout=0.1)
+    config = models.GPTConfig(vocab=16, **sizes)
     return train.supervised(models.GPT(config), losses.cross_entropy), data.Arrays(tokens[:, :-1], tokens[:, 1:])
 
 
@@ -102,7 +114,7 @@ def main(cfg: Config) -> None:
 
 def fit(cfg: Config, strategy: Any) -> train.Run:
     task, source = parts(cfg.model)
-    validation = source[:20]
+    validation = source[:20] if isinstance(source, data.Arrays) else None
     if cfg.ids is not None:
         source = Recorded(source, Path(f"{cfg.ids}-{parallel.process_index()}"))
     return train.fit(
@@ -114,7 +126,7 @@ def fit(cfg: Config, strategy: Any) -> train.Run:
         seed=3,
         strategy=strategy,
         validation=validation,
-        validate_every=15,
+        validate_every=15 if validation is not None else None,
         hooks=[Trouble(cfg)],
         log=train.Log(every=1, progress=False),
         save=train.Checkpointing(every=cfg.every, minutes=None),

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -212,36 +213,46 @@ def test_a_crash_loop_is_given_up_and_its_cause_told(tmp_path):
 # ---- other numbers of processes and devices
 
 
-def ids_read(folder, name, processes):
-    """step -> the ids that the processes read for it, in their order; of one attempt."""
+def what_was_read(folder, name, processes):
+    """step -> the ids that the processes read for it, in their order, and the targets of each; of one attempt."""
     steps = {}
     for index in range(processes):
         for line in (folder / f"{name}-{index}").read_text().splitlines():
-            step, ids = json.loads(line)
-            steps.setdefault(step, {})[index] = ids
+            step, *read = json.loads(line)  # ids, targets
+            steps.setdefault(step, {})[index] = read
     return {
-        step: [i for part in sorted(parts) for i in parts[part]]
+        step: [[x for part in sorted(parts) for x in parts[part][which]] for which in (0, 1)]
         for step, parts in steps.items()
         if len(parts) == processes
     }
 
 
 @pytest.mark.slow
-def test_other_numbers_of_processes_go_on_with_the_right_examples(tmp_path, one_device):
+@pytest.mark.parametrize("model", ["mlp", "packed"])
+def test_other_numbers_of_processes_go_on_with_the_right_examples(tmp_path, one_device, model):
     out = tmp_path / "run"
     read = {}
     at = 0
     for processes, devices, steps in ((2, 1, 20), (4, 2, 33), (0, 1, 41), (2, 4, 50)):
         name = f"ids-{processes}-{steps}"
-        options = {"out": out, "steps": steps, "ids": tmp_path / name, "resume": at > 0}
+        options = {"out": out, "model": model, "steps": steps, "ids": tmp_path / name, "resume": at > 0}
         log = run(processes, *(["--devices-per-process", str(devices)] if processes else []), **options)
         assert f"finished {steps}" in log
-        found = ids_read(tmp_path, name, max(1, processes))
+        found = what_was_read(tmp_path, name, max(1, processes))
         read |= {step: found[step] for step in range(at, steps)}
         at = steps
-    expected = order.examples(3, 0, job.STEPS, n=job.EXAMPLES, batch_size=job.BATCH)
-    np.testing.assert_array_equal(np.array([read[step] for step in range(job.STEPS)]), np.maximum(expected, 0))
-    assert_equal(out, one_device("mlp", "host"))
+    n = len(job.parts(model)[1])
+    expected = order.examples(3, 0, job.STEPS, n=n, batch_size=job.BATCH)
+    ids = np.array([read[step][0] for step in range(job.STEPS)])
+    np.testing.assert_array_equal(ids, np.maximum(expected, 0))
+    # Every token but a document's first is a target once an epoch, whoever read it.
+    whole = Counter({d + 1: len(tokens) - 1 for d, tokens in enumerate(job.DOCUMENTS)} if model == "packed" else {})
+    each = -(-n // job.BATCH)
+    for first in range(0, job.STEPS - each + 1, each):
+        epoch = [row for step in range(first, first + each) for row in zip(expected[step], *read[step]) if row[0] >= 0]
+        assert sorted(row[1] for row in epoch) == list(range(n))
+        assert Counter(token for row in epoch for token in row[2]) == whole
+    assert_equal(out, one_device(model, "host"))
 
 
 @pytest.mark.slow
