@@ -19,8 +19,19 @@ import numpy as np
 import optax
 
 from experiments import sentiment
-from jaxnn import data, losses, metrics, models, optim, parallel, runs, train, tree
-from jaxnn.typing import Params
+from jaxnn import data, losses, metrics, models, optim, parallel, runs, train
+from jaxnn.typing import Params, Source
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What the encoder is then tuned with, or one that begins at random."""
+
+    labels: int = 1000  # labelled snippets, drawn by the seed; 0 for all
+    seeds: int = 5  # so many times
+    epochs: int = 10  # passes over them
+    lr: float = 5e-4  # peak for the encoder, per update; a tenth of warm-up, then linear to 0
+    head_lr: float = 2e-3  # for the new head
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,16 +40,18 @@ class Config(train.RunOptions):
 
     data: str = ".cache/prose/tdavid"  # folder of a SWORD commentary; the standard library's docstrings where it is not
     snippets: str = ".cache/snippets"  # what it is fine-tuned on; see experiments.sentiment
-    vocab: int = 4096  # WordPiece tokens, learned from the prose
+    repeat: int = 4  # times that a pass over the prose has the snippets' own texts, without labels; 0 for prose alone
+    vocab: int = 6000  # WordPiece tokens, learned from both
     layers: int = 2
     width: int = 128
     length: int = 64  # tokens a packed row
-    steps: int = 3000  # of pretraining
+    steps: int = 1500  # of pretraining
     batch: int = 32  # rows a step
-    lr: float = 1e-3  # peak of pretraining, per update; a tenth of warm-up, then linear to 0
-    epochs: int = 3  # of fine-tuning
-    tune_lr: float = 5e-4  # its peak
+    lr: float = 0.01  # peak of pretraining for matrices, by Muon; 50 steps of warm-up, then linear to 0
+    adam_lr: float = 4e-3  # for embeddings and vectors, by Adam
+    hide: float = 0.2  # share of the tokens to be guessed
     precision: Literal["float32", "matmul_bf16"] = "matmul_bf16"  # operands of matrix products
+    tuning: Tuning = Tuning()
 
 
 # ---- data
@@ -83,62 +96,81 @@ def prose(folder: str) -> tuple[list[str], list[str]]:
 
 
 @functools.cache
-def tokenizer(folder: str, vocab: int) -> data.Tokenizer:
-    """WordPiece, learned from the prose; its rare characters are not tokens."""
-    kept = [re.sub(r"[^\x20-\x7e]", " ", text) for text in prose(folder)[0]]
-    return data.Tokenizer.train(kept, vocab=vocab, kind="wordpiece")
+def tokenizer(folder: str, snippets: str, vocab: int) -> data.Tokenizer:
+    """WordPiece, learned from prose and snippets alike; what is rare of their characters is no token."""
+    texts = prose(folder)[0] + 8 * sentiment.split(snippets)[0]
+    return data.Tokenizer.train([re.sub(r"[^\x20-\x7e]", " ", t) for t in texts], vocab=vocab, kind="wordpiece")
+
+
+def words(cfg: Config) -> data.Tokenizer:
+    """The tokenizer of all parts."""
+    return tokenizer(cfg.data, cfg.snippets, cfg.vocab)
+
+
+def hidden(cfg: Config, texts: list[str]) -> Source:
+    """Texts in packed rows, some of whose tokens are to be guessed."""
+    tokens = words(cfg)
+    rows = data.Packed(tokens.encode(texts), length=cfg.length, pad=tokens.pad)
+    most = round(1.3 * cfg.hide * cfg.length)  # few rows have more
+    hide = data.masked_tokens(tokens.vocab, tokens.mask, tokens.special, cfg.hide, most)
+    return data.mapped(rows, hide, random=True, seed=cfg.seed)
 
 
 # ---- model, loss, optimizer
 
 
-def model(cfg: Config, **head: Any) -> models.BERT:
+def task(cfg: Config, **head: Any) -> train.Task:
     """The encoder with a head."""
     dtype = jnp.bfloat16 if cfg.precision == "matmul_bf16" else None
     sizes = {"layers": cfg.layers, "heads": 4, "width": cfg.width, "mlp_width": 4 * cfg.width, "length": cfg.length}
-    return models.BERT(models.BERTConfig(vocab=cfg.vocab, types=0, matmul_dtype=dtype, **sizes, **head))
+    net = models.BERT(models.BERTConfig(vocab=words(cfg).vocab, types=0, matmul_dtype=dtype, **sizes, **head))
+    return train.supervised(net, losses.cross_entropy, {"accuracy": metrics.accuracy})
 
 
-def optimizer(peak: float, steps: int) -> optax.GradientTransformationExtraArgs:
-    """AdamW; up over a tenth of the steps, then down to 0."""
-    up = max(1, steps // 10)
-    parts = (optim.schedules.linear(0, peak, up), up), (optim.schedules.linear(peak, 0, steps - up), None)
-    return optim.adamw(optim.schedules.joined(*parts))
+def up_and_down(peak: float, up: int, steps: int) -> optax.Schedule:
+    """Linear to the peak, and from there to 0."""
+    up = max(1, up)
+    down = optim.schedules.linear(peak, 0, max(1, steps - up))
+    return optim.schedules.joined((optim.schedules.linear(0, peak, up), up), (down, None))
 
 
 def build(cfg: Config) -> train.Setup:
     """Everything that pretraining's `fit` needs, for tools to reuse."""
-    words = tokenizer(cfg.data, cfg.vocab)
-    cfg = dataclasses.replace(cfg, vocab=words.vocab)
-    hide = data.masked_tokens(words.vocab, words.mask, words.special)
-    learn, held_out = (
-        data.mapped(data.Packed(words.encode(side), length=cfg.length, pad=words.pad), hide, random=True, seed=cfg.seed)
-        for side in prose(cfg.data)
+    learn, held_out = prose(cfg.data)
+    rate = up_and_down(cfg.lr, min(50, cfg.steps // 2), cfg.steps)
+    muon = optim.muon(rate, weight_decay=0.0, scale=optim.spectral, adam_lr=cfg.adam_lr)
+    return train.Setup(
+        task=task(cfg, head="mlm", dropout=0.0),
+        tx=optim.stages(clip=optim.clip_by_global_norm(1.0), muon=muon),
+        data=hidden(cfg, learn + cfg.repeat * sentiment.split(cfg.snippets)[0]),
+        validation=hidden(cfg, held_out[::4]),
     )
-    task = train.supervised(model(cfg, head="mlm", dropout=0.0), losses.cross_entropy, {"accuracy": metrics.accuracy})
-    return train.Setup(task=task, tx=optimizer(cfg.lr, cfg.steps), data=learn, validation=held_out)
 
 
 # ---- the run
 
 
-def tuned(cfg: Config, params: Params | None) -> float:
+def tuned(cfg: Config, params: Params | None, seed: int) -> float:
     """Held-out accuracy on the snippets, from these parameters' encoder, or from none."""
-    words = tokenizer(cfg.data, cfg.vocab)
     texts, labels, others, truth = sentiment.split(cfg.snippets)
+    few = np.random.default_rng(seed).permutation(len(texts))[: cfg.tuning.labels or None]
     source, held_out = (
-        data.Sentences(words, side, length=cfg.length, y=y) for side, y in ((texts, labels), (others, truth))
+        data.Sentences(words(cfg), side, length=cfg.length, y=y)
+        for side, y in (([texts[i] for i in few], labels[few]), (others, truth))
     )
-    net = model(dataclasses.replace(cfg, vocab=words.vocab), head="classify", pooling="mean", pooler=False)
-    task = train.supervised(net, losses.cross_entropy, {"accuracy": metrics.accuracy})
-    tx = optimizer(cfg.tune_lr, cfg.epochs * -(-len(source) // 32))
-    if params is not None:
-        state = train.init_state(task, tx, source.take(np.arange(1)), seed=cfg.seed, strategy=parallel.single())
-        known = tree.leaves_by_path(params)
-        begin = tree.map_by_path(lambda path, leaf: known.get(path, leaf), state.params)
-        task = dataclasses.replace(task, init=lambda key, batch: (begin, {}))
     size = min(32, len(source))
-    run = train.fit(task, tx, source, batch_size=size, epochs=cfg.epochs, seed=cfg.seed, log=train.Log(progress=False))
+    steps = cfg.tuning.epochs * -(-len(source) // size)
+    head, rest = (optim.adamw(up_and_down(lr, steps // 10, steps)) for lr in (cfg.tuning.head_lr, cfg.tuning.lr))
+    run = train.fit(
+        task(cfg, head="classify", pooling="mean", pooler=False),
+        optim.groups(head=(optim.role("head"), head), rest=(optim.otherwise, rest)),
+        source,
+        batch_size=size,
+        epochs=cfg.tuning.epochs,
+        seed=seed,
+        log=train.Log(progress=False),
+        init_from=params and {name: part for name, part in params.items() if not name.startswith("mlm_")},
+    )
     return float(train.evaluate(run.task, run.state, held_out)["accuracy"])
 
 
@@ -161,18 +193,21 @@ def main(cfg: Config) -> dict[str, float]:
         validate_every=max(1, cfg.steps // 3),
         out=out,
         resume=cfg.resume,
-        config=dataclasses.asdict(cfg),
+        config=dataclasses.asdict(dataclasses.replace(cfg, tuning=Tuning())),  # a run may be tuned in several ways
     )
-    print("fine-tuning, from the pretrained encoder and from scratch ...", flush=True)
+    own = train.evaluate(run.task, run.state, hidden(cfg, sentiment.split(cfg.snippets)[2]))
     last = next(row for row in reversed(run.history) if "val_loss" in row)
-    result = {
-        "hidden_token_loss": last["val_loss"],
-        "hidden_token_accuracy": last["val_accuracy"],
-        "pretrained_accuracy": tuned(cfg, jax.device_get(run.state.params)),
-        "scratch_accuracy": tuned(cfg, None),
-    }
-    rows = [[name, value] for name, value in result.items()]
-    return train.conclude(run, result, runs.Section("What it is worth", rows, ["held-out", "value"]))
+    result = {"prose_loss": last["val_loss"], "prose_accuracy": last["val_accuracy"], "snippets_loss": own["loss"]}
+    print("fine-tuning, from the pretrained encoder and from scratch ...", flush=True)
+    rows: list[list[Any]] = []
+    for seed in range(cfg.tuning.seeds):
+        rows.append([seed, tuned(cfg, jax.device_get(run.state.params), seed), tuned(cfg, None, seed)])
+        print("seed {}: held-out accuracy {:.4f}, from scratch {:.4f}".format(*rows[-1]), flush=True)
+    ways = np.array(rows)[:, 1:]
+    for name, values in (("pretrained", ways[:, 0]), ("scratch", ways[:, 1]), ("gain", ways[:, 0] - ways[:, 1])):
+        result |= {name: values.mean(), f"{name}_spread": values.std(ddof=min(1, len(values) - 1))}
+    table = runs.Section("What it is worth", rows, ["seed", "held-out accuracy, pretrained", "from scratch"])
+    return train.conclude(run, result, table)
 
 
 if __name__ == "__main__":

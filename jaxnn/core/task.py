@@ -152,6 +152,9 @@ def example_weights(batch: Batch) -> Array:
     return weights * mask.reshape(mask.shape + (1,) * (weights.ndim - 1))
 
 
+_KEYWORDS = ("mask", "segment", "position", "types", "places")  # arrays of a batch that modules take by name
+
+
 def supervised(
     module: nn.Module,
     loss: Values,
@@ -163,9 +166,10 @@ def supervised(
 ) -> Task:
     """A task from a Linen module: `loss(module(batch[inputs]), batch[targets])`, averaged over the examples.
 
-    The module is called as `module(x)`, with those of the keywords `train`, `mask`, `segment`, `position` and `types`
-    that its `__call__` takes. Collections other than "params" (BatchNorm's statistics) become the model state. Random
-    layers get the rng "dropout", folded by data step, and `rng.dropout` tells examples apart by their global index.
+    The module is called as `module(x)`, with those of the keywords `train`, `mask`, `segment`, `position`, `types`,
+    `places` that its `__call__` takes. Collections other than "params" (BatchNorm's statistics) become the model
+    state. Random layers get the rng "dropout", folded by data step, and `rng.dropout` tells examples apart by their
+    global index.
 
     Args:
         module: A Linen module, not bound.
@@ -190,12 +194,10 @@ def supervised(
         raise TypeError(
             f"train.supervised: loss must be a function (outputs, targets) -> values, got {loss!r}. Try losses.mse."
         )
-    accepted = _accepted(type(module).__call__, ("train", "mask", "segment", "position", "types"))
+    accepted = _accepted(type(module).__call__, ("train", *_KEYWORDS))
 
     def call_arguments(batch: Batch, train: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        keywords: dict[str, Any] = {
-            k: batch[k] for k in ("mask", "segment", "position", "types") if k in accepted and k in batch
-        }
+        keywords: dict[str, Any] = {k: batch[k] for k in _KEYWORDS if k in accepted and k in batch}
         if "train" in accepted:
             keywords["train"] = train
         return (_field(batch, inputs),), keywords

@@ -146,7 +146,7 @@ def _encoded(documents: Sequence[Any]) -> Encoded:
 
 
 def masked_tokens(
-    vocab: int, mask: int, special: Sequence[int] = (), rate: float = 0.15
+    vocab: int, mask: int, special: Sequence[int] = (), rate: float = 0.15, most: int | None = None
 ) -> Callable[[Examples, HostArray], Examples]:
     """A random transform that hides tokens for a model to guess, for `mapped(source, masked_tokens(...), random=True)`.
 
@@ -159,15 +159,21 @@ def masked_tokens(
         mask: The token that hides.
         special: Tokens that are never chosen; give the padding's.
         rate: In (0, 1).
+        most: N: examples get "places" [B, N], where their first N chosen tokens are, and "y" and "weights" are [B, N]
+            of these places; those chosen beyond N stay as they are. A model that takes `places` then computes logits
+            there only. None for targets at every place.
 
     Raises:
-        ValueError: If the rate is out of range.
+        ValueError: If the rate or `most` is out of range.
 
     Source:
         Devlin et al. 2018, arXiv:1810.04805, section 3.1.
     """
     if not 0 < rate < 1:
         raise ValueError(f"data.masked_tokens: rate={rate!r}. Tried: a share in (0, 1). Write 0.15, say.")
+
+    if most is not None and most < 1:
+        raise ValueError(f"data.masked_tokens: most={most}. Tried: a number of tokens. Write at least 1, or None.")
 
     def hide(examples: Examples, words: HostArray) -> Examples:
         x = examples["x"]
@@ -176,9 +182,15 @@ def masked_tokens(
         bits = _splitmix(_splitmix(seeds) + np.arange(x.shape[1], dtype=np.uint64))
         chosen = (bits & np.uint64(0xFFFF)) < np.uint64(round(rate * 2**16))
         chosen &= ~np.isin(x, np.asarray([mask, *special]))
+        if most is not None:
+            chosen &= np.cumsum(chosen, axis=1) <= most
         kind = (bits >> np.uint64(16)) & np.uint64(0xFFFF)
         random = ((bits >> np.uint64(32)) * np.uint64(vocab) >> np.uint64(32)).astype(x.dtype)
         hidden = np.where(kind < round(0.8 * 2**16), x.dtype.type(mask), np.where(kind < round(0.9 * 2**16), random, x))
-        return {**examples, "x": np.where(chosen, hidden, x), "y": x, "weights": chosen.astype(np.float32)}
+        out = {**examples, "x": np.where(chosen, hidden, x), "y": x, "weights": chosen.astype(np.float32)}
+        if most is not None:
+            places = np.argsort(~chosen, axis=1, kind="stable")[:, :most].astype(np.int32)  # the chosen ones first
+            out |= {k: np.take_along_axis(out[k], places, axis=1) for k in ("y", "weights")} | {"places": places}
+        return out
 
     return hide

@@ -197,6 +197,7 @@ class BERT(nn.Module):
         segment: Array | None = None,
         position: Array | None = None,
         types: Array | None = None,
+        places: Array | None = None,
     ) -> Array:
         """What the head gives, float32; see `BERTConfig.head`.
 
@@ -207,13 +208,17 @@ class BERT(nn.Module):
                 1 where the token is not `config.pad`, 0 where it is; so an attention mask may be given as it is.
             position: Positions [B, T] of packed documents, from 0.
             types: Token types [B, T] in [0, types); 0 where None.
+            places: [B, N] in [0, T): "mlm" gives logits of these tokens only, [B, N, V], which is most of the work of
+                a small model (`data.masked_tokens(most=N)` makes them). None for all.
 
         Raises:
-            ValueError: If the tokens are not [B, T], longer than the table of positions, or types are given to a model
-                that has none.
+            ValueError: If the tokens are not [B, T], longer than the table of positions, types are given to a model
+                that has none, or places to another head than "mlm".
             TypeError: If the tokens are not integers.
         """
         c = self.config
+        if places is not None and c.head != "mlm":
+            raise ValueError(f"models.BERT: places for head={c.head!r}. Tried: head='mlm'. Leave places out.")
         table = Embed(c.vocab, c.width, matmul_dtype=c.matmul_dtype, name="embed")
         x, segment, key = self._embed(table, tokens, train, segment, position, types)
         if c.scanned:
@@ -228,6 +233,8 @@ class BERT(nn.Module):
         else:
             for i in range(c.layers):
                 x, _ = layer(BERTBlock)(c, name=f"blocks_{i}")(x, i, key, segment)
+        if places is not None:
+            x = jnp.take_along_axis(x, places[..., None], axis=1)
         counts = jnp.ones(tokens.shape, jnp.int32) if segment is None else segment
         return self._head(table, x, counts, key).astype(jnp.float32)
 

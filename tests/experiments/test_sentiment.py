@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import mlm_pretrain, sentiment
+from jaxnn import parallel, train, tree
 
 pytest.importorskip("tokenizers")
 
@@ -33,11 +34,41 @@ def test_texts_that_are_equal_are_on_one_side(tmp_path):
 
 
 @pytest.mark.slow
-def test_pretraining_runs_on_docstrings(tmp_path, monkeypatch):
+def test_pretraining_runs_on_docstrings(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(mlm_pretrain, "docstrings", lambda: DOCS)
     cfg = mlm_pretrain.Config(data=str(tmp_path), snippets=str(tmp_path), vocab=300, width=16, length=16, batch=4)
-    result = mlm_pretrain.main(dataclasses.replace(cfg, steps=3, epochs=1, out=str(tmp_path / "run")))
-    assert set(result) >= {"hidden_token_loss", "pretrained_accuracy", "scratch_accuracy"}
+    tuning = mlm_pretrain.Tuning(seeds=2, epochs=1)
+    cfg = dataclasses.replace(cfg, steps=3, tuning=tuning, out=str(tmp_path / "run"))
+    result = mlm_pretrain.main(cfg)
+    assert set(result) >= {"prose_loss", "snippets_loss", "pretrained", "scratch", "gain_spread"}
+    # What is pretrained may be tuned again, in another way; it is the same encoder.
+    again = mlm_pretrain.main(dataclasses.replace(cfg, resume=True, tuning=dataclasses.replace(tuning, labels=4)))
+    assert again["prose_loss"] == result["prose_loss"]
+    assert "prose_loss" in capsys.readouterr().out
 
 
+def test_the_tuned_network_begins_with_the_pretrained_encoder(monkeypatch):
+    given = []
+
+    def fit(task, tx, source, **options):
+        given.append(
+            (train.init_state(task, tx, source.take(np.arange(1)), strategy=ALONE).params, options["init_from"])
+        )
+        raise KeyboardInterrupt
+
+    cfg = mlm_pretrain.Config(data="nowhere", snippets="nowhere", vocab=300, width=16, length=16)
+    monkeypatch.setattr(mlm_pretrain, "docstrings", lambda: DOCS)
+    monkeypatch.setattr(mlm_pretrain.train, "fit", fit)
+    setup = mlm_pretrain.build(cfg)
+    pretrained = train.init_state(setup.task, setup.tx, setup.data.take(np.arange(1), step=0), strategy=ALONE).params
+    with pytest.raises(KeyboardInterrupt):
+        mlm_pretrain.tuned(cfg, pretrained, seed=0)
+    drawn, taken = given[0]
+    assert set(drawn) - set(taken) == {"head"}
+    for path, leaf in tree.leaves_by_path(taken).items():
+        assert leaf is tree.leaves_by_path(pretrained)[path]
+        assert leaf.shape == tree.leaves_by_path(drawn)[path].shape
+
+
+ALONE = parallel.single()
 DOCS = [f"Number {i} of the things that a function may be told, and what it makes of them." for i in range(200)]
