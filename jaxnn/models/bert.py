@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxnn import rng, sharding
 from jaxnn.models.attention import attention
 from jaxnn.models.blocks import layer
-from jaxnn.models.layers import Dense, Embed, LayerNorm, along_last, declare
+from jaxnn.models.layers import Dense, Embed, LayerNorm, along_last, declare, rows_of
 from jaxnn.tree import describe
 from jaxnn.typing import Array
 
@@ -272,10 +272,14 @@ class BERT(nn.Module):
                 position = jnp.maximum(jnp.cumsum(segment != 0, axis=1, dtype=jnp.int32) - 1, 0)
         init = declare(_INIT, "embedding")
         places = self.param("position_embed", init, (c.length + c.position_offset, c.width), jnp.float32)
-        x = x + jnp.take(places, position + c.position_offset, axis=0)
+        x = x + rows_of(places, position + c.position_offset, "models.BERT: positions", "Count them from 0.")
         if c.types:
             kinds = self.param("type_embed", init, (c.types, c.width), jnp.float32)
-            x = x + (kinds[0] if types is None else jnp.take(kinds, types, axis=0))
+            x = x + (
+                kinds[0]
+                if types is None
+                else rows_of(kinds, types, "models.BERT: types", "Give 0 or 1 for a pair's texts.")
+            )
         x = sharding.constrain(LayerNorm(c.epsilon, name="norm_embed")(x), "batch", "sequence", "embed")
         key = self.make_rng("dropout") if train and c.dropout else None
         return self._drop(x, key, "embed"), segment, key

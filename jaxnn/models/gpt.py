@@ -17,7 +17,7 @@ from jaxnn import rng, sharding
 from jaxnn.models.attention import Cache, alibi_slopes, attention, cached_attention, rotary
 from jaxnn.models.blocks import layer
 from jaxnn.models.gpt_config import GPTConfig as GPTConfig
-from jaxnn.models.layers import Dense, Embed, LayerNorm, RMSNorm, declare
+from jaxnn.models.layers import Dense, Embed, LayerNorm, RMSNorm, declare, rows_of
 from jaxnn.tree import describe
 from jaxnn.typing import Array, Params
 
@@ -170,7 +170,7 @@ class GPT(nn.Module):
         if c.positions == "learned":
             init = declare(nn.initializers.normal(0.02), "embedding")
             table = self.param("position_embed", init, (c.length, c.width), jnp.float32)
-            x = x + jnp.take(table, positions, axis=0)
+            x = x + rows_of(table, positions, "models.GPT: positions", "Count them from 0.")
         x = sharding.constrain(x, "batch", "sequence", "embed")
         key = self.make_rng("dropout") if train and c.dropout else None
         if key is not None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxnn import tree
@@ -59,11 +60,36 @@ class Dense(nn.Module):
         return y
 
 
+def rows_of(table: Array, ids: Array, what: str, advice: str) -> Array:
+    """`table[ids]`, [..., E], of a table [n, E] and integers [...]; NaN for those outside of [0, n) that are traced.
+
+    Args:
+        table: Rows.
+        ids: Which.
+        what: Their name, in an error.
+        advice: What to do instead, in an error.
+
+    Raises:
+        ValueError: If there are no ids, or known ones are out of range.
+    """
+    if 0 in ids.shape:
+        raise ValueError(f"{what} are {tree.describe(ids)}. Tried: at least one. Leave empty texts out.")
+    count = table.shape[0]
+    if not isinstance(ids, jax.core.Tracer):
+        low, high = np.asarray(ids).min(), np.asarray(ids).max()
+        if low < 0 or high >= count:
+            raise ValueError(f"{what} {tree.describe(ids)} are {low} to {high}. Tried: ids in [0, {count}). {advice}")
+    if jnp.issubdtype(ids.dtype, jnp.signedinteger):
+        ids = jnp.where(ids < 0, count, ids)  # they would count from the end
+    return jnp.take(table, ids, axis=0)
+
+
 class Embed(nn.Module):
     """A table [vocab, features], read by token and, where it is tied to the head, used as the output matrix.
 
     Attributes:
-        vocab: Number of tokens; ids are not checked while tracing, one out of range reads NaN.
+        vocab: Number of tokens. An id out of range is an error where its value is known, as that of the first batch of
+            `fit`; where it is being traced, it reads NaN.
         features: E.
         embedding_init: Of the table.
         matmul_dtype: Of the products in `attend`.
@@ -84,13 +110,15 @@ class Embed(nn.Module):
 
         Raises:
             TypeError: If the tokens are not integers.
+            ValueError: If there is none, or one that is known is out of range.
         """
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise TypeError(
                 f"layers.Embed: tokens are {tree.describe(tokens)}. Tried: integer ids in [0, {self.vocab}). "
                 f"Write tokens.astype(int)."
             )
-        return jnp.take(self.embedding, tokens, axis=0)
+        advice = "Encode them by the tokenizer that the model was made for."
+        return rows_of(self.embedding, tokens, "layers.Embed: tokens", advice)
 
     def attend(self, x: Array) -> Array:
         """Scores of `x` [..., E] against every row: [..., vocab]."""

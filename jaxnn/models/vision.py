@@ -11,10 +11,10 @@ from jaxnn.typing import Array
 
 
 def check_input(where: str, x: Array, channels: int, smallest: int = 1) -> None:
-    """Refuses what is no batch of images of the model's channels, or too small for its strides.
+    """Refuses what is no batch of images of the model's channels, is empty, or too small for its strides.
 
     Raises:
-        ValueError: If `x` is not [B, H, W, channels] with at least `smallest` pixels a side.
+        ValueError: If `x` is not [B, H, W, channels], B at least 1, with at least `smallest` pixels a side.
     """
     if x.ndim != 4:
         raise ValueError(
@@ -27,6 +27,8 @@ def check_input(where: str, x: Array, channels: int, smallest: int = 1) -> None:
             f"models.{where}: x is {describe(x)}, {x.shape[-1]} channels. Tried: [B, H, W, {channels}].{first} Give "
             f"such images, or write channels={x.shape[-1]} in the config."
         )
+    if not x.shape[0]:
+        raise ValueError(f"models.{where}: x is {describe(x)}, no image. Tried: a batch of them. Give at least one.")
     if min(x.shape[1:3]) < smallest:
         raise ValueError(
             f"models.{where}: x is {describe(x)}. Tried: at least {smallest} pixels a side, or nothing is left after "

@@ -129,15 +129,23 @@ def _abstract_key() -> Any:
     return jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
 
 
+def _ids(batch: Batch) -> Batch:
+    """The batch's token ids, labels and the like as they are: a model that is traced with their values refuses those
+    that its tables have not."""
+    found = {name: x for name, x in batch.items() if isinstance(x, np.ndarray) and x.ndim <= 2 and x.dtype.kind in "iu"}
+    # Put, not converted, by jax: that would compile.
+    return {name: jax.device_put(x.astype(jax.dtypes.canonicalize_dtype(x.dtype))) for name, x in found.items()}
+
+
 def init_shapes(where: str, task: Task, batch: Batch) -> Any:
     """The shapes of a task's variables for this batch.
 
     Raises:
         ValueError: If the model rejects the batch.
     """
-    key = _abstract_key()
+    key, ids = _abstract_key(), _ids(batch)
     try:
-        return jax.eval_shape(lambda k, b: task.init(k, b), key, abstract(batch))
+        return jax.eval_shape(lambda k, b: task.init(k, {**b, **ids}), key, abstract(batch))
     except Exception as error:  # flax's own error classes share no base but Exception
         if _ours(error) and isinstance(error, TypeError | ValueError):
             raise
@@ -195,9 +203,17 @@ def loss_shapes(where: str, task: Task, variables: Any, batch: Batch) -> list[st
     Raises:
         ValueError: If the loss fails on the batch, or gives something that is not a scalar.
     """
-    key = _abstract_key()
+    key, ids = _abstract_key(), _ids(batch)
     batch = abstract(batch)
-    loss = call(where, "the loss", batch, lambda v, b, k: task.loss(v[0], v[1], b, k, True), variables, batch, key)
+    loss = call(
+        where,
+        "the loss",
+        batch,
+        lambda v, b, k: task.loss(v[0], v[1], {**b, **ids}, k, True),
+        variables,
+        batch,
+        key,
+    )
     for name in ("total", "weight", "penalty"):
         value = getattr(loss, name, None)
         if value is None or getattr(value, "shape", ()) != ():
@@ -241,9 +257,11 @@ def task_accepts(where: str, task: Task, state: State, batch: Batch) -> None:
 
 def predict_accepts(where: str, task: Task, state: State, batch: Batch) -> None:
     """Checks that a trained task can predict for this batch; compiles nothing."""
-    variables = abstract((state.params, state.model_state))
+    variables, ids = abstract((state.params, state.model_state)), _ids(batch)
     try:
-        outputs = call(where, "the model", batch, lambda v, b: task.predict(v[0], v[1], b), variables, abstract(batch))
+        outputs = call(
+            where, "the model", batch, lambda v, b: task.predict(v[0], v[1], {**b, **ids}), variables, abstract(batch)
+        )
     except Exception:
         _own_parameters(where, task, state, batch)
         raise

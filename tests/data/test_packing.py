@@ -137,6 +137,8 @@ def test_bad_input():
         data.Packed([np.arange(3), np.zeros(2)], length=4)
     with pytest.raises(ValueError, match="rate=1"):
         data.masked_tokens(10, 1, rate=1)
+    with pytest.raises(ValueError, match="most=0"):
+        data.masked_tokens(10, 1, most=0)
 
 
 def test_hidden_tokens():
@@ -157,3 +159,23 @@ def test_hidden_tokens():
     # By example and step, not by place in the batch.
     np.testing.assert_array_equal(source.take(ids[::-1], step=5)["x"][::-1], out["x"])
     assert (source.take(ids, step=6)["weights"] != out["weights"]).any()
+
+
+def test_at_most_so_many_hidden_tokens_with_their_places():
+    x = np.random.default_rng(0).integers(5, 1000, (50, 40)).astype(np.int32)
+    every, some = (
+        data.mapped(data.Arrays(x), data.masked_tokens(1000, 4, most=most), random=True, seed=3).take(
+            np.arange(50), step=2
+        )
+        for most in (None, 6)
+    )
+    counts = every["weights"].sum(axis=1)
+    assert counts.min() < 6 < counts.max()
+    assert {k: v.shape for k, v in some.items()} == {"x": (50, 40)} | dict.fromkeys(("y", "weights", "places"), (50, 6))
+    np.testing.assert_array_equal(some["weights"].sum(axis=1), np.minimum(counts, 6))
+    for i in range(50):
+        at = some["places"][i][some["weights"][i] > 0]
+        np.testing.assert_array_equal(at, np.flatnonzero(every["weights"][i])[:6])  # the first ones
+        np.testing.assert_array_equal(some["y"][i][: len(at)], x[i, at])
+        rest = np.setdiff1d(np.arange(40), at)
+        np.testing.assert_array_equal(some["x"][i, rest], x[i, rest])  # nothing else is hidden

@@ -132,4 +132,36 @@ def test_bad_tokens():
     untyped, bare = make(types=0)
     with pytest.raises(ValueError, match="types for a model without any"):
         jax.jit(untyped.apply)({"params": bare}, TOKENS, types=TOKENS)
-    assert np.isnan(call(np.full((1, 3), 99, np.int32))).all()  # out of the vocabulary: not silently another token
+    for wrong in (99, -1):  # out of the vocabulary: not silently another token, whether or not values are known
+        ids = np.full((1, 3), wrong, np.int32)
+        assert np.isnan(call(ids)).all()
+        with pytest.raises(ValueError, match=rf"tokens int32\[1, 3\] are {wrong} to {wrong}.* ids in \[0, 40\)"):
+            module.apply({"params": params}, ids)
+    with pytest.raises(ValueError, match=r"types int32\[2, 7\] are 2 to 2"):
+        module.apply({"params": params}, TOKENS, types=np.full_like(TOKENS, 2))
+    with pytest.raises(ValueError, match=r"positions int32\[2, 7\] are 12 to 12"):
+        module.apply({"params": params}, TOKENS, position=np.full_like(TOKENS, 12))
+    with pytest.raises(ValueError, match=r"tokens are int32\[2, 0\]"):
+        call(TOKENS[:, :0])
+    with pytest.raises(ValueError, match="places for head='hidden'"):
+        call(TOKENS, places=TOKENS[:, :1])
+
+
+def test_places_are_those_of_all_logits():
+    module, params = make(head="mlm")
+    places = np.array([[4, 0, 2], [6, 6, 1]], np.int32)
+    some, every = (jax.jit(module.apply)({"params": params}, TOKENS, places=p) for p in (places, None))
+    np.testing.assert_allclose(some, np.take_along_axis(every, places[..., None], axis=1), atol=1e-5)
+
+
+def test_ids_out_of_range_are_refused_before_a_run():
+    module, _ = make(head="classify")
+    task = train.supervised(module, losses.cross_entropy)
+
+    def fit(x):
+        source = data.Arrays(x, np.zeros(2, np.int32))
+        return train.fit(task, optax.sgd(0.1), source, batch_size=2, steps=1, log=train.Log(progress=False))
+
+    for wrong in (40, -1):
+        with pytest.raises(ValueError, match=f"layers.Embed: tokens .* are {min(wrong, 3)} to "):
+            fit(np.where(TOKENS == 0, wrong, TOKENS).astype(np.int32))

@@ -87,7 +87,10 @@ def test_embed_reads_rows_and_attends_to_them():
     np.testing.assert_array_equal(embed.apply(params, np.array([[3, 0]])), table[np.array([[3, 0]])])
     x = normal(2, 4)
     close(embed.apply(params, x, method="attend"), x @ table.T)
-    assert np.isnan(embed.apply(params, np.array([5]))).all()
+    for wrong in (5, -1):
+        assert np.isnan(jax.jit(embed.apply)(params, np.array([wrong]))).all()
+        with pytest.raises(ValueError, match=f"are {wrong} to {wrong}"):
+            embed.apply(params, np.array([wrong]))
     with pytest.raises(TypeError, match=r"tokens are float32\[2, 4\]"):
         embed.apply(params, x)
 

@@ -62,5 +62,7 @@ def test_bad_input_is_told():
     model = models.ViT(models.ViTConfig(**TINY))
     with pytest.raises(ValueError, match=r"positions over 8x8 pixels.*data\.resize"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 9, 9, 1)))
+    with pytest.raises(ValueError, match="no image"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((0, 8, 8, 1)))
     with pytest.raises(ValueError, match=r"3 channels"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 8, 8, 3)))
