@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn import tree
-from jaxnn.models.weights import tensors
+from jaxnn.models.weights import images, tensors
 from jaxnn.models.weights.table import Architecture, Entry
 from jaxnn.models.weights.tensors import Planned, Stored
 from jaxnn.typing import Array, HostArray, Params, PyTree
@@ -214,6 +214,7 @@ def _draw(module: nn.Module, key: Array, paths: set[str]) -> dict[str, Array]:
 def load(
     folder: str | os.PathLike[str],
     *,
+    model: nn.Module | None = None,
     place: Place | PyTree | None = None,
     dtype: Any = jnp.float32,
     init: Array | None = None,
@@ -221,13 +222,18 @@ def load(
 ) -> tuple[Any, Params]:
     """A model and its parameters from a folder as Hugging Face writes it: `model, params = models.load("folder")`.
 
+    Image models come from torchvision's files, which do not say what they hold, so that the module is given:
+    `model, variables = models.load("resnet50.pth", model=models.ResNet(...))`; or from a folder that `models.save`
+    wrote of one. They have running statistics too: variables are {"params": ..., "batch_stats": ...}.
+
     Read are config.json and model.safetensors, or the files of model.safetensors.index.json, or pytorch_model.bin, or a
     .pth file; these last two without unpickling (`weights.pickled`). Tensors go to their devices one by one: on the
     host there is never more than one parameter besides the mapped file. Where `changes` name
     the head that is wanted, tensors of other heads are left out; every other difference is an error.
 
     Args:
-        folder: With config.json, of a `model_type` in `KINDS`.
+        folder: With config.json, of a `model_type` in `KINDS`, or that `save` wrote; with `model` a file of tensors.
+        model: The `ResNet`, `VGG`, `Inception` or `ViT` whose tensors these are, in torchvision's layout.
         place: Where parameters go: a sharding or a device for all, a tree of them like the parameters, or a function
             `(path, host array) -> array`. None for the default device.
         dtype: Of the parameters; None keeps each as it is in the file.
@@ -235,7 +241,7 @@ def load(
         changes: Fields of the model's config to be others than the file's: `head="classify", classes=3`.
 
     Returns:
-        The module, and its parameters as a plain dict.
+        The module, and its parameters as a plain dict; an image model's variables.
 
     Raises:
         ValueError: If a tensor is missing, left over, misshapen or not of floats, named; if a file is damaged, or
@@ -243,12 +249,19 @@ def load(
         TypeError: If a change names no field of the config.
     """
     folder = Path(folder).expanduser()
-    config = _config(folder)
+    config = {} if model is not None else _config(folder)
     kind = config.get("model_type")
+    if model is not None or kind in images.FAMILIES:
+        if init is not None:
+            raise ValueError("models.load: init=KEY for an image model. Tried: all of its tensors. Leave init out.")
+        pictured: Any = images.described(config) if model is None else model
+        if changes:
+            pictured = type(pictured)(dataclasses.replace(pictured.config, **changes))
+        return pictured, images.load(folder, pictured, _placer(place), dtype)
     if kind not in KINDS:
         raise ValueError(
-            f"models.load: config.json has model_type={kind!r}. Tried: {', '.join(KINDS)}. Use a model of one of these "
-            f"families."
+            f"models.load: config.json has model_type={kind!r}. Tried: {', '.join((*KINDS, *images.FAMILIES))}. Use a "
+            f"model of one of these families."
         )
     found = architecture(kind)
     stored = tensors.read_folder(folder)
@@ -284,11 +297,14 @@ def save(
 ) -> None:
     """Writes a folder that `transformers` opens, and `load`: config.json and model.safetensors.
 
+    Of an image model the tensors have torchvision's names, for `load_state_dict(..., strict=False)`, and config.json is
+    ours.
+
     Parameters are fetched from their devices one by one. Files are replaced whole; others in the folder stay.
 
     Args:
         model: The module.
-        params: Its parameters.
+        params: Its parameters; an image model's variables.
         folder: Made if it is not there.
         kind: The family, where the module could be of several; by default the first that it fits.
         dtype: Of the tensors; None for each parameter's own.
@@ -299,6 +315,8 @@ def save(
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"models.save: kind={kind!r}. Tried: {', '.join(KINDS)}. Write one of them.")
+    if kind is None and images.kind_of(model) is not None:
+        return images.save(model, params, Path(folder).expanduser(), dtype, shard_bytes)
     families = [architecture(name) for name in ([kind] if kind else KINDS)]
     found = next((a for a in families if type(model) is a.module and a.fits(model)), None)
     if found is None:

@@ -1,0 +1,102 @@
+"""Image models in files: torchvision's tensors under the doors `models.load` and `models.save`.
+
+torchvision's own files hold tensors and say nothing of the model, so that whoever reads one gives the module; a folder
+that we write has the module's config beside the tensors, and needs nothing more.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn import tree
+from jaxnn.models.inception import Inception, InceptionConfig
+from jaxnn.models.resnet import ResNet, ResNetConfig
+from jaxnn.models.vgg import VGG, VGGConfig
+from jaxnn.models.vit import ViT, ViTConfig
+from jaxnn.models.weights import tensors
+from jaxnn.models.weights.pickled import read_pickled
+from jaxnn.models.weights.vision import from_torchvision, to_torchvision
+
+# `model_type` in our config.json, to the module and its config.
+FAMILIES: Mapping[str, tuple[type[nn.Module], type[Any]]] = {
+    "jaxnn-resnet": (ResNet, ResNetConfig),
+    "jaxnn-vgg": (VGG, VGGConfig),
+    "jaxnn-inception": (Inception, InceptionConfig),
+    "jaxnn-vit": (ViT, ViTConfig),
+}
+_READERS = {".safetensors": tensors.read_safetensors, ".pth": read_pickled, ".pt": read_pickled, ".bin": read_pickled}
+
+
+def kind_of(module: Any) -> str | None:
+    """The `model_type` of an image model, or None for any other."""
+    return next((kind for kind, (family, _) in FAMILIES.items() if type(module) is family), None)
+
+
+def described(config: Mapping[str, Any]) -> nn.Module:
+    """The module that our config.json describes.
+
+    Raises:
+        ValueError: If a field is none of the config's, or its value is refused.
+    """
+    module, make = FAMILIES[config["model_type"]]
+    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items() if name != "model_type"}
+    if fields.get("matmul_dtype") is not None:
+        fields["matmul_dtype"] = jnp.dtype(fields["matmul_dtype"])
+    odd = sorted(fields.keys() - {field.name for field in dataclasses.fields(make)})
+    if odd:
+        raise ValueError(
+            f"models.load: config.json of {config['model_type']} has {odd[0]!r}. Tried: the fields of {make.__name__}. "
+            f"Take it out."
+        )
+    family: Any = module
+    return family(make(**fields))
+
+
+def load(path: Path, module: nn.Module, put: Callable[[str, Any], Any], dtype: Any) -> dict[str, Any]:
+    """The module's variables, {"params": ..., "batch_stats": ...}, from a file in torchvision's layout or a folder.
+
+    Args:
+        path: A .pth, .pt, .bin or .safetensors file, or a folder that has one of those that `models.load` reads.
+        module: Whose they are.
+        put: `(path, host array) -> array` for each variable, "params/stem/kernel", say.
+        dtype: Of the variables; None keeps float32.
+
+    Raises:
+        ValueError: If there is no such file, it is damaged, or its tensors are not the module's.
+    """
+    if path.is_dir():
+        stored = tensors.read_folder(path)
+    elif path.suffix not in _READERS or not path.is_file():
+        raise ValueError(
+            f"models.load: {str(path)!r} is no file of tensors. Tried: {', '.join(_READERS)}, or a folder with one. "
+            f"Give the file that torch.save wrote of a state_dict."
+        )
+    else:
+        stored = _READERS[path.suffix](path)
+    variables = from_torchvision(module, {name: tensor.read() for name, tensor in stored.items()})
+    return tree.map_by_path(lambda at, x: put(at, x if dtype is None else x.astype(dtype)), variables)
+
+
+def save(module: Any, variables: Mapping[str, Any], folder: Path, dtype: Any, shard_bytes: int) -> None:
+    """Writes config.json and the tensors under torchvision's names.
+
+    Raises:
+        ValueError: If the variables are not the module's.
+    """
+    arrays = to_torchvision(module, variables)
+    config = {"model_type": kind_of(module), **dataclasses.asdict(module.config)}
+    if config.get("matmul_dtype") is not None:
+        config["matmul_dtype"] = str(jnp.dtype(config["matmul_dtype"]))
+    planned = [
+        tensors.Planned(name, x.shape, np.dtype(x.dtype if dtype is None else dtype), lambda x=x: x)
+        for name, x in arrays.items()
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors.write_folder(folder, planned, shard_bytes)
+    tensors.atomically(folder / "config.json", [json.dumps(config, indent=2).encode() + b"\n"])

@@ -1,0 +1,81 @@
+"""Image models through the doors of all others: files of torchvision's tensors, and folders that we write."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnn import models, tree
+from jaxnn.models.weights import tensors, vision
+
+MODULES = {
+    "resnet": models.ResNet(models.ResNetConfig(stages=(1, 1), widths=(4, 8), classes=3, matmul_dtype=jnp.bfloat16)),
+    "vgg": models.VGG(models.VGGConfig((1, 1, 1, 1, 1), (2, 2, 2, 2, 2), head="imagenet", dense=4, classes=3)),
+    "vit": models.ViT(models.ViTConfig(image=8, patch=4, layers=1, heads=2, width=8, classes=3)),
+}
+
+
+def drawn(module):
+    """Variables of which no two arrays are alike."""
+    rng = np.random.default_rng(0)
+    variables = {}
+    for path, leaf in vision._shapes(module).items():
+        *above, last = path.split("/")
+        at = functools.reduce(lambda at, key: at.setdefault(key, {}), above, variables)
+        at[last] = rng.normal(size=leaf.shape).astype(np.float32)
+    return variables
+
+
+def same(ours, theirs):
+    ours, theirs = tree.leaves_by_path(ours), tree.leaves_by_path(theirs)
+    assert ours.keys() == theirs.keys()
+    for path, leaf in ours.items():
+        np.testing.assert_array_equal(leaf, theirs[path], err_msg=path)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_folder_says_what_it_holds(name, tmp_path):
+    module, variables = MODULES[name], drawn(MODULES[name])
+    models.save(module, variables, tmp_path)
+    found, read = models.load(tmp_path)
+    assert found == module
+    same(read, variables)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(read))
+    # The tensors lie under torchvision's names.
+    stored = {n: t.read() for n, t in tensors.read_folder(tmp_path).items()}
+    same(vision.from_torchvision(module, stored), variables)
+
+
+def test_a_file_is_read_for_the_module_that_is_given(tmp_path):
+    module, variables = MODULES["resnet"], drawn(MODULES["resnet"])
+    models.save(module, variables, tmp_path / "folder")
+    file = (tmp_path / "folder" / "model.safetensors").rename(tmp_path / "weights.safetensors")
+    found, read = models.load(file, model=module, place=jax.devices()[1])
+    assert found is module
+    same(read, variables)
+    assert {leaf.device for leaf in jax.tree.leaves(read)} == {jax.devices()[1]}
+    with pytest.raises(ValueError, match=r"tensor 'fc\.weight' is float32\[3, 8\].*floats \[5, 8\]"):
+        models.load(file, model=module, classes=5)
+    with pytest.raises(ValueError, match="from_torchvision: MLP"):
+        models.load(file, model=models.MLP((3, 4)))
+
+
+def test_what_is_refused(tmp_path):
+    module = MODULES["vit"]
+    with pytest.raises(ValueError, match=r"'.*absent.pth' is no file of tensors. Tried: .safetensors, .pth"):
+        models.load(tmp_path / "absent.pth", model=module)
+    torchs = Path(__file__).resolve().parents[2] / "fixtures" / "weights" / "gpt2_pickled" / "pytorch_model.bin"
+    with pytest.raises(ValueError, match="the state dict lacks 'class_token'"):  # read as tensors, which are others
+        models.load(torchs, model=module)
+    with pytest.raises(ValueError, match="init=KEY for an image model"):
+        models.load(tmp_path, model=module, init=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"'params/patch_embed/kernel' is missing"):
+        models.save(module, {"params": {}}, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "jaxnn-vit", "colour": 3}))
+    with pytest.raises(ValueError, match=r"config.json of jaxnn-vit has 'colour'"):
+        models.load(tmp_path)
