@@ -1,7 +1,7 @@
-"""A small BERT learns to guess hidden words of prose, then to tell good snippets from bad: better than from scratch?
+"""A small BERT learns to guess hidden words of prose and snippets, then to tell good snippets from bad by few labels.
 
-make data; python -m experiments.mlm_pretrain   # Spurgeon's 15 MB; then 10,568 movie snippets, both ways, same settings
-python -m experiments.mlm_pretrain --steps 200  # without `make data`: docstrings of Python's standard library
+make data; python -m experiments.mlm_pretrain --out runs/mlm  # 4 min of CPU: no gain yet, see docs/results/sentiment.md
+python -m experiments.mlm_pretrain --out runs/mlm --resume --tuning.labels 0 --tuning.epochs 3  # the same encoder again
 """
 
 import ast
@@ -96,15 +96,10 @@ def prose(folder: str) -> tuple[list[str], list[str]]:
 
 
 @functools.cache
-def tokenizer(folder: str, snippets: str, vocab: int) -> data.Tokenizer:
-    """WordPiece, learned from prose and snippets alike; what is rare of their characters is no token."""
-    texts = prose(folder)[0] + 8 * sentiment.split(snippets)[0]
-    return data.Tokenizer.train([re.sub(r"[^\x20-\x7e]", " ", t) for t in texts], vocab=vocab, kind="wordpiece")
-
-
 def words(cfg: Config) -> data.Tokenizer:
-    """The tokenizer of all parts."""
-    return tokenizer(cfg.data, cfg.snippets, cfg.vocab)
+    """WordPiece, learned from prose and snippets alike; what is rare of their characters is no token."""
+    texts = prose(cfg.data)[0] + 8 * sentiment.split(cfg.snippets)[0]
+    return data.Tokenizer.train([re.sub(r"[^\x20-\x7e]", " ", t) for t in texts], vocab=cfg.vocab, kind="wordpiece")
 
 
 def hidden(cfg: Config, texts: list[str]) -> Source:
@@ -129,9 +124,7 @@ def task(cfg: Config, **head: Any) -> train.Task:
 
 def up_and_down(peak: float, up: int, steps: int) -> optax.Schedule:
     """Linear to the peak, and from there to 0."""
-    up = max(1, up)
-    down = optim.schedules.linear(peak, 0, max(1, steps - up))
-    return optim.schedules.joined((optim.schedules.linear(0, peak, up), up), (down, None))
+    return optim.warmup(optim.linear(peak, 0.0, max(1, steps - up)), max(1, up))
 
 
 def build(cfg: Config) -> train.Setup:
@@ -154,10 +147,8 @@ def tuned(cfg: Config, params: Params | None, seed: int) -> float:
     """Held-out accuracy on the snippets, from these parameters' encoder, or from none."""
     texts, labels, others, truth = sentiment.split(cfg.snippets)
     few = np.random.default_rng(seed).permutation(len(texts))[: cfg.tuning.labels or None]
-    source, held_out = (
-        data.Sentences(words(cfg), side, length=cfg.length, y=y)
-        for side, y in (([texts[i] for i in few], labels[few]), (others, truth))
-    )
+    source = data.Sentences(words(cfg), [texts[i] for i in few], length=cfg.length, y=labels[few])
+    held_out = data.Sentences(words(cfg), others, length=cfg.length, y=truth)
     size = min(32, len(source))
     steps = cfg.tuning.epochs * -(-len(source) // size)
     head, rest = (optim.adamw(up_and_down(lr, steps // 10, steps)) for lr in (cfg.tuning.head_lr, cfg.tuning.lr))
@@ -181,20 +172,10 @@ def main(cfg: Config) -> dict[str, float]:
     setup = build(cfg)
     out = train.run_folder("mlm_pretrain", cfg.out, cfg.resume)
     print(f"{setup.data}\n-> {out}", flush=True)
-    run = train.fit(
-        setup.task,
-        setup.tx,
-        setup.data,
-        batch_size=cfg.batch,
-        steps=cfg.steps,
-        seed=cfg.seed,
-        strategy=strategy,
-        validation=setup.validation,
-        validate_every=max(1, cfg.steps // 3),
-        out=out,
-        resume=cfg.resume,
-        config=dataclasses.asdict(dataclasses.replace(cfg, tuning=Tuning())),  # a run may be tuned in several ways
-    )
+    options = {"batch_size": cfg.batch, "steps": cfg.steps, "seed": cfg.seed, "strategy": strategy}
+    options |= {"validation": setup.validation, "validate_every": max(1, cfg.steps // 3)}
+    config = dataclasses.asdict(dataclasses.replace(cfg, tuning=Tuning()))  # a run may be tuned in several ways
+    run = train.fit(setup.task, setup.tx, setup.data, out=out, resume=cfg.resume, config=config, **options)
     own = train.evaluate(run.task, run.state, hidden(cfg, sentiment.split(cfg.snippets)[2]))
     last = next(row for row in reversed(run.history) if "val_loss" in row)
     result = {"prose_loss": last["val_loss"], "prose_accuracy": last["val_accuracy"], "snippets_loss": own["loss"]}
@@ -203,8 +184,8 @@ def main(cfg: Config) -> dict[str, float]:
     for seed in range(cfg.tuning.seeds):
         rows.append([seed, tuned(cfg, jax.device_get(run.state.params), seed), tuned(cfg, None, seed)])
         print("seed {}: held-out accuracy {:.4f}, from scratch {:.4f}".format(*rows[-1]), flush=True)
-    ways = np.array(rows)[:, 1:]
-    for name, values in (("pretrained", ways[:, 0]), ("scratch", ways[:, 1]), ("gain", ways[:, 0] - ways[:, 1])):
+    _, ours, theirs = np.array(rows).T
+    for name, values in (("pretrained", ours), ("scratch", theirs), ("gain", ours - theirs)):
         result |= {name: values.mean(), f"{name}_spread": values.std(ddof=min(1, len(values) - 1))}
     table = runs.Section("What it is worth", rows, ["seed", "held-out accuracy, pretrained", "from scratch"])
     return train.conclude(run, result, table)

@@ -54,6 +54,8 @@ class BERTConfig:
         pooler: Whether there is a dense tanh layer after pooling. "hidden" and "embed" keep its parameters and do not
             use them.
         dropout: Rate after the embedding, on each residual branch and before a classifier, while training.
+        attention_dropout: Rate on the attention's weights, while training. It costs passes over them; `models.load`
+            does not take it over from a folder, but where you name it.
         scan: Whether one traced block runs as a scan over stacked parameters; None decides by depth and backend.
         matmul_dtype: Precision of the products' operands; see `products.matmul`.
     """
@@ -75,6 +77,7 @@ class BERTConfig:
     pooling: Literal["first", "mean"] = "first"
     pooler: bool = True
     dropout: float = 0.1
+    attention_dropout: float = 0.0
     scan: bool | None = None
     matmul_dtype: Any = None
 
@@ -102,8 +105,9 @@ class BERTConfig:
                 f"{where}: pad={self.pad} is not one of {self.vocab} tokens. Tried: ids in [0, vocab). Write pad=None "
                 f"where nothing is padded."
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"{where}: dropout={self.dropout!r}. Tried: a rate in [0, 1). Write 0.1, say.")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{where}: {name}={getattr(self, name)!r}. Tried: a rate in [0, 1). Write 0.1, say.")
         choices = {"activation": tuple(_ACTIVATIONS), "head": HEADS, "pooling": ("first", "mean")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -157,7 +161,11 @@ class BERTBlock(nn.Module):
         qkv = self._dense(3 * c.width, "qkv")(y).reshape(*x.shape[:2], c.heads, 3, c.width // c.heads)
         qkv = sharding.constrain(qkv, "batch", "time", "heads", None, None)
         q, k, v = (qkv[..., i, :] for i in range(3))
-        y = attention(q, k, v, causal=False, segment=segment, matmul_dtype=c.matmul_dtype)
+        drop: dict[str, Any] = {}
+        if key is not None and c.attention_dropout:
+            own = jax.random.fold_in(jax.random.fold_in(key, layer), 2)
+            drop = {"dropout": c.attention_dropout, "key": own}
+        y = attention(q, k, v, causal=False, segment=segment, matmul_dtype=c.matmul_dtype, **drop)
         y = sharding.constrain(y, "batch", "time", "heads", None).reshape(x.shape)
         y = self._dense(c.width, "attention_out")(y)
         x = LayerNorm(c.epsilon, name="norm_attention")(x + self._drop(y, key, layer, 0))
@@ -179,7 +187,7 @@ def masked_mean(x: Array, counts: Array) -> Array:
 class BERT(nn.Module):
     """Tokens -> what `config.head` says. Parameters `blocks_0/qkv/kernel`, ..., or `blocks/qkv/kernel` under a scan.
 
-    The reference's architecture, but for dropout on the attention weights.
+    The reference's architecture; dropout on the attention's weights is off unless asked for.
 
     Source:
         Devlin et al. 2018, arXiv:1810.04805; Liu et al. 2019, arXiv:1907.11692 (RoBERTa); Reimers and Gurevych 2019,
@@ -281,7 +289,7 @@ class BERT(nn.Module):
                 else rows_of(kinds, types, "models.BERT: types", "Give 0 or 1 for a pair's texts.")
             )
         x = sharding.constrain(LayerNorm(c.epsilon, name="norm_embed")(x), "batch", "sequence", "embed")
-        key = self.make_rng("dropout") if train and c.dropout else None
+        key = self.make_rng("dropout") if train and (c.dropout or c.attention_dropout) else None
         return self._drop(x, key, "embed"), segment, key
 
     @nn.nowrap

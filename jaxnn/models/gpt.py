@@ -61,14 +61,18 @@ class Block(nn.Module):
             return x
         return rng.dropout(jax.random.fold_in(jax.random.fold_in(key, layer), site), x, self.config.dropout)
 
-    def _attend(self, q: Array, k: Array, v: Array, segment: Array | None, past: tuple[Any, ...], own: Any) -> Array:
+    def _attend(
+        self, q: Array, k: Array, v: Array, segment: Array | None, past: tuple[Any, ...], own: Any, key: Array | None
+    ) -> Array:
         c = self.config
         alibi = jnp.asarray(alibi_slopes(c.heads)) if c.positions == "alibi" else None
         start, filled = past
         if own is not None:
             return cached_attention(q, k, v, *own, filled=filled, start=start, window=c.window, alibi=alibi)
         mask = None if start is None else jnp.arange(k.shape[1])[None] >= start[:, None]
-        rules = {"segment": segment, "mask": mask, "window": c.window, "alibi": alibi}
+        rules: dict[str, Any] = {"segment": segment, "mask": mask, "window": c.window, "alibi": alibi}
+        if key is not None and c.attention_dropout:
+            rules |= {"dropout": c.attention_dropout, "key": key}
         return attention(q, k, v, causal=True, matmul_dtype=c.matmul_dtype, form=c.attention, **rules)
 
     @nn.compact
@@ -97,7 +101,8 @@ class Block(nn.Module):
         k, v = (qkv[..., groups + i, :] for i in range(2))
         if c.positions == "rotary":
             q, k = (rotary(y, positions, c.rotary_base, c.rotary_scaling) for y in (q, k))
-        y = self._attend(q, k, v, segment, past, own)
+        own_key = None if key is None else jax.random.fold_in(jax.random.fold_in(key, layer), 2)
+        y = self._attend(q, k, v, segment, past, own, own_key)
         y = sharding.constrain(y, "batch", "time", "heads", None).reshape(*x.shape[:2], -1)
         y = self._dense(c.width, "attention_out", residual=True)(y)
         x = sharding.constrain(x + self._drop(y, key, layer, 0), "batch", "sequence", "embed")
@@ -116,7 +121,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Tokens -> next-token logits. Parameters `blocks_0/qkv/kernel`, ..., or stacked `blocks/qkv/kernel` under a scan.
 
-    GPT-2's architecture with the preset "gpt2", but for dropout on the attention weights, which there is not.
+    GPT-2's architecture with the preset "gpt2"; dropout on the attention's weights is off unless asked for.
 
     Source:
         Radford et al. 2019, "Language models are unsupervised multitask learners"; Touvron et al. 2023,
@@ -172,7 +177,7 @@ class GPT(nn.Module):
             table = self.param("position_embed", init, (c.length, c.width), jnp.float32)
             x = x + rows_of(table, positions, "models.GPT: positions", "Count them from 0.")
         x = sharding.constrain(x, "batch", "sequence", "embed")
-        key = self.make_rng("dropout") if train and c.dropout else None
+        key = self.make_rng("dropout") if train and (c.dropout or c.attention_dropout) else None
         if key is not None:
             x = rng.dropout(rng.named_key(key, "embed"), x, c.dropout)
         past = (None, None) if cache is None else (cache.start, cache.filled)

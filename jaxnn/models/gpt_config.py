@@ -43,6 +43,8 @@ class GPTConfig:
         norm: "rms", or "layer".
         tied: Whether the token table is the output matrix too.
         dropout: Rate after the embedding and on each residual branch, while training.
+        attention_dropout: Rate on the attention's weights, while training. It costs passes over them; `models.load`
+            does not take it over from a folder, but where you name it.
         scan: Whether one traced block runs as a scan over stacked parameters; None decides by depth and backend. The
             values are the same; `stack_layers` and `unstack_layers` convert parameters.
         matmul_dtype: Precision of the products' operands; see `products.matmul`.
@@ -69,6 +71,7 @@ class GPTConfig:
     norm: Literal["rms", "layer"] = "rms"
     tied: bool = True
     dropout: float = 0.0
+    attention_dropout: float = 0.0
     scan: bool | None = None
     matmul_dtype: Any = None
     bias: bool = False
@@ -110,8 +113,11 @@ class GPTConfig:
                 f"models.GPTConfig: width={self.width} over heads={self.heads} is {self.each} a head. "
                 f"Tried: rotary pairs. Write an even head width, or positions='learned'."
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"models.GPTConfig: dropout={self.dropout!r}. Tried: a rate in [0, 1). Write 0.1, say.")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"models.GPTConfig: {name}={getattr(self, name)!r}. Tried: a rate in [0, 1). Write 0.1, say."
+                )
         if self.rotary_base <= 0 or (self.epsilon is not None and self.epsilon <= 0):
             raise ValueError(
                 f"models.GPTConfig: rotary_base={self.rotary_base!r}, epsilon={self.epsilon!r}. Tried: positive "

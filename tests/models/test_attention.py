@@ -1,10 +1,13 @@
 """Attention and rotary positions against float64 NumPy, in one chunk and in several."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxnn import rng as rngs
 from jaxnn.models.attention import attention, rotary
 
 
@@ -115,3 +118,42 @@ def test_what_does_not_fit_is_refused():
         attention(q, k, v, causal=True, segment=jnp.zeros((2, 5), int))
     with pytest.raises(ValueError, match="even head width"):
         rotary(q[..., :7], jnp.arange(4))
+
+
+@pytest.mark.parametrize("matmul_dtype", [None, jnp.bfloat16])
+def test_dropout_of_weights_by_example_against_numpy(matmul_dtype):
+    gen = np.random.default_rng(0)
+    q, k = (gen.normal(size=(3, 7, 2, 4)).astype(np.float32) for _ in range(2))
+    v = np.broadcast_to(np.eye(7, dtype=np.float32)[None, :, None], (3, 7, 2, 7))  # the output is the weights
+
+    def weights(q, k, index, seed=1, **options):
+        key = None if seed is None else jax.random.key(seed)
+        wide = jnp.concatenate([q, np.zeros((*q.shape[:3], 3), np.float32)], -1)  # D as wide as the values
+        keys = np.concatenate([k, np.zeros((*k.shape[:3], 3), np.float32)], -1)
+        with rngs.examples(index):
+            call = functools.partial(attention, causal=False, scale=0.5, matmul_dtype=matmul_dtype)
+            return jax.jit(lambda q, k: call(q, k, v[: len(q)], dropout=0.25, key=key, **options))(wide, keys)
+
+    got = np.asarray(weights(q, k, np.arange(3)))
+    scores = np.einsum("bthd,bshd->bths", q.astype(np.float64), k.astype(np.float64)) / 2
+    plain = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    kept = got != 0
+    np.testing.assert_allclose(got, np.where(kept, plain / 0.75, 0), atol=1e-5 if matmul_dtype is None else 0.02)
+    assert abs(kept.mean() - 0.75) < 4 * np.sqrt(0.75 * 0.25 / kept.size)
+    # Gradients, the choice being what it was.
+    cotangent = gen.normal(size=got.shape).astype(np.float32)
+
+    def dropped(q):
+        p = jax.nn.softmax(jnp.einsum("bthd,bshd->bths", q, k) / 2) / 0.75
+        return jnp.sum(jnp.where(kept, p, 0) * cotangent)
+
+    grads = jax.grad(lambda q: jnp.sum(weights(q, k, np.arange(3)) * cotangent))(jnp.asarray(q))
+    np.testing.assert_allclose(grads, jax.grad(dropped)(q), atol=1e-5 if matmul_dtype is None else 0.03)
+    # An example's own, wherever it lies in the batch; another at another step.
+    swapped = np.asarray(weights(q[::-1], k[::-1], np.arange(3)[::-1]))
+    np.testing.assert_allclose(swapped[::-1], got, atol=1e-6)
+    assert ((np.asarray(weights(q, k, np.arange(3), seed=2)) != 0) != kept).any()
+    with pytest.raises(ValueError, match=r"dropout=0\.25, form='linear'"):
+        weights(q, k, np.arange(3), form="linear")
+    with pytest.raises(ValueError, match="key=None"):
+        weights(q, k, np.arange(3), seed=None)

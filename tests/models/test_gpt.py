@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxnn import losses, rng, tree
-from jaxnn.models import GPT, GPTConfig, stack_layers, unstack_layers
+from jaxnn.models import BERT, GPT, BERTConfig, GPTConfig, stack_layers, unstack_layers
 
 SMALL = {"vocab": 11, "length": 12, "layers": 2, "heads": 2, "width": 8, "mlp_ratio": 3}
 GPT2 = {**SMALL, "positions": "learned", "activation": "gelu", "norm": "layer", "bias": True}
@@ -240,3 +240,25 @@ def test_bad_tokens_are_refused_while_tracing():
     ]:
         with pytest.raises(error, match=message):
             jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, dtype))
+
+
+def test_dropout_of_attention_reaches_the_model_while_training():
+    for module in (
+        GPT(GPTConfig(vocab=9, length=6, layers=2, heads=2, width=8, attention_dropout=0.5)),
+        BERT(
+            BERTConfig(vocab=9, length=6, layers=2, heads=2, width=8, mlp_width=8, dropout=0.0, attention_dropout=0.5)
+        ),
+    ):
+        tokens = np.arange(1, 7)[None] % 9
+        params = jax.jit(module.init)(jax.random.key(0), tokens)
+
+        @jax.jit
+        def apply(key, module=module, params=params, tokens=tokens):
+            return module.apply(params, tokens, train=True, rngs={"dropout": key})
+
+        one, again, other = (np.asarray(apply(jax.random.key(i))) for i in (1, 1, 2))
+        np.testing.assert_array_equal(one, again)
+        assert np.abs(one - other).max() > 1e-4
+        assert np.abs(one - jax.jit(module.apply)(params, tokens)).max() > 1e-4
+    with pytest.raises(ValueError, match=r"GPTConfig: attention_dropout=1"):
+        GPTConfig(vocab=9, attention_dropout=1.0)

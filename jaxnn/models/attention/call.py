@@ -5,6 +5,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxnn import rng
 from jaxnn.models.attention import plain
 from jaxnn.models.attention.linear import linear
 from jaxnn.models.attention.rules import Given, Rules, allowed, default_scale, distance_bias, span
@@ -41,6 +42,8 @@ def attention(
     scale: float | None = None,
     matmul_dtype: Any = None,
     form: Form | None = None,
+    dropout: float = 0.0,
+    key: Array | None = None,
 ) -> Array:
     """`softmax(scale q k^T + bias) v` over the keys that a query may read, each head apart; the softmax in float32.
 
@@ -63,12 +66,15 @@ def attention(
         form: "plain", "linear" (memory grows with T + S), "xla" or "cudnn" (`jax.nn.dot_product_attention`'s
             implementations; the latter wants an NVIDIA device and 16-bit operands, and may add in another order each
             run). None chooses by backend and length; all but "cudnn" agree to rounding.
+        dropout: Rate at which weights are zeroed, the others scaled by 1 / (1 - rate); "plain" alone does it.
+        key: Typed key of the layer at this step, where `dropout` is not 0; examples draw apart (see `rng.dropout`).
 
     Returns:
         [B, T, H, D] in the dtype of `q`.
 
     Raises:
-        ValueError: If the shapes do not fit each other, or the window or form is unknown.
+        ValueError: If the shapes do not fit each other, the window or form is unknown, or dropout is asked of a form
+            that has none.
 
     Source:
         Vaswani et al. 2017, arXiv:1706.03762; Ainslie et al. 2023, arXiv:2305.13245 (grouped queries); Press et al.
@@ -83,6 +89,14 @@ def attention(
     # Without padding a query of self attention reads its own key at least.
     rules = Rules(causal, window, scale, dtype, mask is not None or key_segment is not segment or q.shape != k.shape)
     given = Given(segment, key_segment, mask, None if alibi is None else jnp.asarray(alibi))
+    if dropout:
+        if form not in (None, "plain") or not 0 <= dropout < 1 or key is None:
+            raise ValueError(
+                f"attention.attention: dropout={dropout!r}, form={form!r}, key={'None' if key is None else 'given'}. "
+                f"Tried: a rate in [0, 1) and a key, in the form 'plain'. Write form=None and key=KEY, or dropout=0."
+            )
+        drop = lambda e, first: rng.dropout(jax.random.fold_in(key, first), e, dropout)  # noqa: E731
+        return plain.forward(rules, q, k, v, bias, given, drop)[0].astype(q.dtype)
     form = choose_form(form, k.shape[1])
     if form in ("xla", "cudnn"):
         return _library(rules, q, k, v, bias, given, form).astype(q.dtype)

@@ -4,6 +4,7 @@ With narrow operands the backward pass is its own: plain automatic differentiati
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -38,7 +39,12 @@ def _merged(x: Array, first: int, last: int) -> Array:
     return x[:, :, :, first:last].reshape(*x.shape[:2], -1, x.shape[-1])
 
 
-def forward(rules: Rules, q: Array, k: Array, v: Array, bias: Array | None, given: Given) -> tuple[Array, Saved]:
+Drop = Callable[[Array, int], Array]  # of a chunk's weights [B, K, G, n, S], and its first query
+
+
+def forward(
+    rules: Rules, q: Array, k: Array, v: Array, bias: Array | None, given: Given, drop: Drop | None = None
+) -> tuple[Array, Saved]:
     """Attention of q [B, T, H, D] on k, v [B, S, K, D], and what the backward pass needs: exponentials, not scores."""
     (batch, queries, heads, width), keys, key_heads = q.shape, k.shape[1], k.shape[2]
     groups = heads // key_heads
@@ -71,6 +77,8 @@ def forward(rules: Rules, q: Array, k: Array, v: Array, bias: Array | None, give
         e = jnp.exp(scores - top)
         total = jnp.sum(e, axis=-1, keepdims=True)
         sums.append(jnp.where(total == 0, 1, total) if rules.empty else total)
+        if drop is not None:
+            e = drop(e, first)
         exponentials.append(e.astype(rules.dtype))
         # Dividing the output instead of the weights saves a pass over the scores.
         y = dot(exponentials[-1].reshape(batch, key_heads, -1, end - start), v[:, :, start:end])

@@ -158,7 +158,7 @@ def write_config(name: str, c: BERTConfig) -> dict[str, Any]:
         "hidden_act": {"gelu_tanh": "gelu_new"}.get(c.activation, c.activation),
         "layer_norm_eps": c.epsilon,
         "hidden_dropout_prob": c.dropout,
-        "attention_probs_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": c.attention_dropout,
         "position_embedding_type": "absolute",
         "tie_word_embeddings": True,
     }

@@ -77,7 +77,7 @@ def _write(module: GPT) -> dict[str, Any]:
         "layer_norm_epsilon": 1e-5,
         "resid_pdrop": c.dropout,
         "embd_pdrop": c.dropout,
-        "attn_pdrop": 0.0,
+        "attn_pdrop": c.attention_dropout,
         "tie_word_embeddings": c.tied,
         "bos_token_id": min(50256, c.vocab - 1),
         "eos_token_id": min(50256, c.vocab - 1),
