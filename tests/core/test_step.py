@@ -181,7 +181,7 @@ def test_line_searches_converge(name, search):
     state = core.init_state(task, tx, batch, strategy=strategy)
     step = core.make_train_step(task, tx, strategy=strategy)
     objective = []
-    for _ in range(30):
+    for _ in range(60):  # the path from 10 on depends on the last digit
         state, sums = step(state, batch)
         objective.append(float(sums["loss"].sum / sums["loss"].weight))
     design = np.concatenate([x, np.ones((16, 1))], 1)[MASK > 0].astype(np.float64)
@@ -189,7 +189,7 @@ def test_line_searches_converge(name, search):
     best = np.mean((design @ solution - Y[MASK > 0]) ** 2)
     assert all(b <= a + 1e-6 for a, b in itertools.pairwise(objective))
     if search == "lbfgs":
-        np.testing.assert_allclose(objective[-1], best, rtol=1e-3)  # where float32 differences still tell a step's sign
+        np.testing.assert_allclose(objective[-1], best, atol=1e-5)
     assert objective[-1] - best < 0.1 * (objective[0] - best)
 
 
