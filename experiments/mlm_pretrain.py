@@ -172,7 +172,7 @@ def main(cfg: Config) -> dict[str, float]:
     setup = build(cfg)
     out = train.run_folder("mlm_pretrain", cfg.out, cfg.resume)
     print(f"{setup.data}\n-> {out}", flush=True)
-    options = {"batch_size": cfg.batch, "steps": cfg.steps, "seed": cfg.seed, "strategy": strategy}
+    options: dict[str, Any] = {"batch_size": cfg.batch, "steps": cfg.steps, "seed": cfg.seed, "strategy": strategy}
     options |= {"validation": setup.validation, "validate_every": max(1, cfg.steps // 3)}
     config = dataclasses.asdict(dataclasses.replace(cfg, tuning=Tuning()))  # a run may be tuned in several ways
     run = train.fit(setup.task, setup.tx, setup.data, out=out, resume=cfg.resume, config=config, **options)
