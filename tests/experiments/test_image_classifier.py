@@ -53,12 +53,13 @@ def test_folders_of_images_are_read_in_the_order_of_the_training_classes(tmp_pat
     assert held_out.take(np.array([1]))["y"].tolist() == [1]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg11", "vgg13_bn", "vit_mini", "vit_tiny"])
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "vgg13_bn", "inception", "vit_mini", "vit_tiny"])
 def test_networks_take_small_grey_images(name):
     import jax
 
-    model = image_classifier.network(name, (28, 28, 1), 10)
-    x = jax.ShapeDtypeStruct((1, 28, 28, 1), np.float32)
+    size = 75 if name == "inception" else 28
+    model = image_classifier.network(name, (size, size, 1), 10)
+    x = jax.ShapeDtypeStruct((1, size, size, 1), np.float32)
     out = jax.eval_shape(lambda k, x: model.init_with_output(k, x)[0], jax.random.key(0), x)
     assert out.shape == (1, 10)
 
