@@ -31,7 +31,8 @@ def place(value: PyTree, sharding: Any, *, alias: bool = False) -> PyTree:
     given.
 
     Args:
-        value: Pytree of NumPy arrays or arrays of this process, the same on every process; or of arrays over all.
+        value: Pytree of NumPy arrays or arrays of this process, the same on every process; or of arrays over all. Also
+            of what has a shape and a dtype and gives NumPy arrays by index: no more is asked of it than is placed here.
         sharding: One for all leaves, or a pytree of them.
         alias: Whether the result may share memory with `value`. Without it nothing that happens to the one (donation, a
             reused buffer) shows in the other.
@@ -42,13 +43,16 @@ def place(value: PyTree, sharding: Any, *, alias: bool = False) -> PyTree:
 
 
 def _placed(x: Any, sharding: Sharding, alias: bool) -> jax.Array:
+    by_index = hasattr(x, "__array__") and not isinstance(x, jax.Array | np.ndarray | np.generic)
     if sharding.is_fully_addressable:
-        if isinstance(x, np.ndarray) and not alias:
+        if by_index:
+            x = np.asarray(x)
+        elif isinstance(x, np.ndarray) and not alias:
             x = x.copy()  # on CPU an aligned NumPy array is aliased whatever `may_alias` says (jax 0.10.2 and 0.12)
         return jax.device_put(x, sharding, may_alias=None if alias else False)
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return x if alias and x.sharding == sharding else _copied(sharding)(x)
-    host = _plain(x)
+    host = x if by_index else _plain(x)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: np.array(host[index]))
 
 

@@ -33,7 +33,8 @@ class Restored(NamedTuple):
 
     Attributes:
         step: Its step.
-        state: NumPy arrays in the structure of the tree that was asked for.
+        state: NumPy arrays in the structure of the tree that was asked for; in a job, arrays that processes wrote in
+            parts are `spread.Stored`, read where they are indexed, so that no process reads more than it will hold.
         extra: What `save` was given beside the arrays.
         set_aside: One message for each damaged checkpoint that was renamed on the way.
     """
@@ -221,9 +222,10 @@ class Checkpoints:
         messages: list[str] = []
         for candidate in candidates:
             path = stored.step_folder(self.folder, candidate)
-            if not (problems := stored.verify(path)):
+            if not (problems := stored.verify(path, parts=self.writes_whole)):
                 _check_tree(where, path, like)
-                arrays, problems = reading.read_arrays(path)
+                several = parallel.process_count() > 1
+                arrays, problems = reading.open_arrays(path) if several else reading.read_arrays(path)
                 if not problems:
                     state = jax.tree.unflatten(jax.tree.structure(like), [arrays[k] for k in tree.leaves_by_path(like)])
                     return Restored(candidate, state, stored.read_json(path, "extra"), messages)

@@ -13,25 +13,39 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
 
     Call `stored.verify` first: here an exception of orbax means that this version cannot read the format.
     """
+    arrays, problems = open_arrays(path)
+    read = {}
+    for name, array in arrays.items():
+        try:
+            read[name] = np.asarray(array)
+        except RuntimeError as error:
+            problems.append(str(error))
+    return read, problems
+
+
+def open_arrays(path: Path) -> tuple[dict[str, np.ndarray | spread.Stored], list[str]]:
+    """The same, but arrays that processes wrote in parts are read where they are indexed."""
     described = stored.read_json(path, "manifest")["arrays"]
-    here = {name for name, entry in described.items() if 0 not in entry["shape"] and "crc32" in entry}
-    found: dict[str, Any] = {}
-    if here:
+    in_parts = {name for name, entry in described.items() if "crc32" not in entry}
+    # orbax refuses arrays without elements; the manifest says all there is to say about them.
+    empty = {name for name, entry in described.items() if 0 in entry["shape"]}
+    found: dict[str, Any] = dict(spread.index(path)) if in_parts else {}
+    if described.keys() - in_parts - empty:
         import orbax.checkpoint as ocp
 
         with stored.checkpointer() as reader:
-            found = reader.restore(path.absolute(), args=ocp.args.Composite(arrays=ocp.args.PyTreeRestore()))["arrays"]
-    blocks, problems = spread.read(path) if any("crc32" not in entry for entry in described.values()) else ({}, [])
-    arrays = {}
+            found |= reader.restore(path.absolute(), args=ocp.args.Composite(arrays=ocp.args.PyTreeRestore()))["arrays"]
+    arrays, problems = {}, []
     for name, entry in described.items():
         shape, dtype = tuple(entry["shape"]), np.dtype(entry["dtype"])
-        # orbax refuses arrays without elements; the manifest says all there is to say about them.
-        array = np.zeros(shape, dtype) if 0 in shape else found.get(name) if name in here else blocks.get(name)
+        array = np.zeros(shape, dtype) if name in empty else found.get(name)
         if array is None:
             problems.append(f"array {name}: missing")
         elif (array.shape, array.dtype) != (shape, dtype):
             problems.append(f"array {name}: {array.dtype}{list(array.shape)}, {dtype}{list(shape)} was written")
-        elif name in here and (crc := stored.checksum(array)) != entry["crc32"]:
+        elif isinstance(array, spread.Stored) and array.missing():
+            problems.append(f"array {name}: {array.missing()} of its elements are in no part")
+        elif name not in in_parts and (crc := stored.checksum(array)) != entry["crc32"]:
             problems.append(f"array {name}: crc32 {crc}, {entry['crc32']} was written")
         else:
             arrays[name] = array

@@ -14,8 +14,9 @@ orbax is not asked, because NumPy arrays are written by a job's process 0 alone 
 
 import contextlib
 import json
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,23 +122,71 @@ def take_in(parts: Mapping[int, Path], checkpoint: Path) -> None:
         path.rename(checkpoint / f"{stored.PARTS}{process}")
 
 
-def read(checkpoint: Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The spread arrays of a checkpoint, whole, and what is wrong with them."""
-    arrays: dict[str, np.ndarray] = {}
-    missing: dict[str, int] = {}
-    problems = []
+class Stored:
+    """An array of a checkpoint, read from its blocks where and when it is indexed or made a NumPy array.
+
+    Attributes:
+        path: Its path in the state.
+        shape: Of the whole.
+        dtype: Its elements.
+        blocks: Of each: where in the array, the file, the offset there, its crc32.
+    """
+
+    def __init__(self, path: str, shape: Sequence[int], dtype: str):
+        self.path, self.shape, self.dtype = path, tuple(shape), np.dtype(dtype)
+        self.blocks: list[tuple[tuple[tuple[int, int], ...], Path, int, str]] = []
+
+    @property
+    def ndim(self) -> int:
+        """Axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Elements of the whole."""
+        return math.prod(self.shape)
+
+    def missing(self) -> int:
+        """Elements that are in no block."""
+        return self.size - sum(math.prod(b - a for a, b in at) for at, *_ in self.blocks)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        del copy  # it always is one
+        return self[(slice(None),) * self.ndim].astype(dtype or self.dtype, copy=False)
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        """The part at `index`, one slice of step 1 for each axis; reads the blocks that it meets.
+
+        Raises:
+            RuntimeError: If a block is not what was written.
+        """
+        wanted = [part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True)]
+        out = np.zeros([stop - start for start, stop in wanted], self.dtype)
+        for at, file, offset, crc in self.blocks:
+            both = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(at, wanted, strict=True)]
+            if all(start < stop for start, stop in both):
+                there = tuple(slice(x - a, y - a) for (x, y), (a, _) in zip(both, wanted, strict=True))
+                here = tuple(slice(x - a, y - a) for (x, y), (a, _) in zip(both, at, strict=True))
+                out[there] = self._read(at, file, offset, crc)[here]
+        return out
+
+    def _read(self, at: tuple[tuple[int, int], ...], file: Path, offset: int, crc: str) -> np.ndarray:
+        values = np.empty([stop - start for start, stop in at], self.dtype)
+        with open(file, "rb") as opened:
+            opened.seek(offset)
+            opened.readinto(values.reshape(-1).view(np.uint8).data)
+        if (found := stored.checksum(values)) != crc:
+            raise RuntimeError(f"array {self.path} in {file.parent.name}: crc32 {found}, {crc} was written")
+        return values
+
+
+def index(checkpoint: Path) -> dict[str, Stored]:
+    """The spread arrays of a checkpoint by path, not read yet."""
+    arrays: dict[str, Stored] = {}
     for folder in sorted(checkpoint.glob(stored.PARTS + "*")):
-        with open(folder / BLOCKS, "rb") as file:
-            for path, entry in json.loads((folder / INDEX).read_text()).items():
-                whole = arrays.setdefault(path, np.zeros(entry["shape"], np.dtype(entry["dtype"])))
-                missing.setdefault(path, whole.size)
-                for block in entry["blocks"]:
-                    values = np.empty([stop - start for start, stop in block["at"]], whole.dtype)
-                    file.seek(block["offset"])
-                    file.readinto(values.reshape(-1).view(np.uint8).data)
-                    if (crc := stored.checksum(values)) != block["crc32"]:
-                        problems.append(f"array {path} in {folder.name}: crc32 {crc}, {block['crc32']} was written")
-                    whole[tuple(slice(*span) for span in block["at"])] = values
-                    missing[path] -= values.size
-    problems += [f"array {path}: {n} of its elements are in no part" for path, n in missing.items() if n]
-    return arrays, problems
+        for path, entry in json.loads((folder / INDEX).read_text()).items():
+            array = arrays.setdefault(path, Stored(path, entry["shape"], entry["dtype"]))
+            for block in entry["blocks"]:
+                at = tuple((start, stop) for start, stop in block["at"])
+                array.blocks.append((at, folder / BLOCKS, block["offset"], block["crc32"]))
+    return arrays

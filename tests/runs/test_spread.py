@@ -1,8 +1,11 @@
 """Blocks of two processes: written apart, put together, and damage told."""
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import SingleDeviceSharding
 
+from jaxnn import parallel
 from jaxnn.runs import reading, spread, stored, writing
 from jaxnn.runs.spread import Block, Spread
 
@@ -71,3 +74,26 @@ def test_a_process_that_writes_nothing_is_not_waited_for_for_ever(tmp_path, path
     spread.write(paths[0], part(0, 2))
     with pytest.raises(RuntimeError, match=r"process 1 has not written its part within 0 s; .* all processes see"):
         writing.write(tmp_path / "writing-00000003-1", 3, part(0, 2), "{}", None, paths)
+
+
+def test_only_the_blocks_that_are_asked_for_are_read(checkpoint, monkeypatch):
+    array = reading.open_arrays(checkpoint)[0]["a/w"]
+    read, real = [], spread.Stored._read
+    monkeypatch.setattr(spread.Stored, "_read", lambda self, at, *rest: read.append(at) or real(self, at, *rest))
+    for rows in (slice(0, 2), slice(1, 4), slice(3, 6), slice(None)):
+        for columns in (slice(None), slice(1, 3)):
+            np.testing.assert_array_equal(array[rows, columns], VALUES[rows, columns])
+    first, second = ((0, 2), (0, 4)), ((2, 6), (0, 4))
+    assert read == [first] * 2 + [first, second] * 2 + [second] * 2 + [first, second] * 2
+    placed = parallel.place(array, SingleDeviceSharding(jax.devices()[0]))
+    np.testing.assert_array_equal(placed, VALUES)
+
+
+def test_a_block_that_changes_after_it_was_verified_is_refused(checkpoint):
+    array = reading.open_arrays(checkpoint)[0]["a/w"]
+    blocks = checkpoint / "parts-1" / "blocks"
+    whole = blocks.read_bytes()
+    blocks.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    np.testing.assert_array_equal(array[:2, :], VALUES[:2])
+    with pytest.raises(RuntimeError, match="array a/w in parts-1: crc32"):
+        array[2:, :]
