@@ -46,7 +46,7 @@ from jaxnn.models.seq2seq import Seq2Seq as Seq2Seq
 from jaxnn.models.seq2seq import Seq2SeqConfig as Seq2SeqConfig
 from jaxnn.models.seq2seq import SideBySide as SideBySide
 from jaxnn.models.transformer import Transformer as Transformer
-from jaxnn.models.transformer import TransformerConfig as TransformerConfig
+from jaxnn.models.transformer_config import TransformerConfig as TransformerConfig
 from jaxnn.models.vgg import VGG as VGG
 from jaxnn.models.vgg import VGGConfig as VGGConfig
 from jaxnn.models.vit import ViT as ViT

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxnn.models.transformer import Transformer, TransformerConfig
+from jaxnn.models.transformer import Transformer
+from jaxnn.models.transformer_config import TransformerConfig
 from jaxnn.models.weights.table import SAME, Architecture, Entry, Transform, choose, expect, linear, need, norm
 
 _ACTIVATIONS = {"relu": "relu", "swish": "silu", "silu": "silu", "gelu_new": "gelu"}

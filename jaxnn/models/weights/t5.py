@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxnn.models.transformer import Transformer, TransformerConfig
+from jaxnn.models.transformer import Transformer
+from jaxnn.models.transformer_config import TransformerConfig
 from jaxnn.models.weights.table import SAME, TRANSPOSED, Architecture, Entry, choose, expect, need
 
 _FORMS = {"relu": "relu", "gated-gelu": "gated", "gated-silu": "gated-silu", "gelu_new": "gelu", "silu": "silu"}
