@@ -162,13 +162,21 @@ def table(rows: list[Row], costs: Mapping[str, tuple[str, float]], cfg: Config) 
 
 
 def write_page(rows: list[Row], cells: list[list[Any]], cfg: Config, path: Path) -> None:
-    """The table, the curves and the sweeps."""
+    """The table, the curves and the sweeps; those two also as `curves.png` and `rates.png` beside the page."""
     page = report.Page(f"Optimizer race: {cfg.size} GPT, {cfg.steps} steps, {len(cfg.seeds)} seeds")
     curves = {row.optimizer: row.curve for row in rows[:8]}
     sweeps = {row.optimizer: np.where(np.isfinite(row.sweep), row.sweep, np.nan) for row in rows[:8]}
     page.table(cells, HEADERS)
-    page.figure(report.curve(rows[0].steps, curves, "at its best rate", "step", "bits a byte"))
-    page.figure(report.curve(np.log10(cfg.multipliers), sweeps, "over the rates", "log10 of the multiplier", "last"))
+    multipliers = np.log10(cfg.multipliers)
+    drawn = {
+        "curves": report.curve(rows[0].steps, curves, "at its best rate", "step", "bits a byte", logy=True),
+        "rates": report.curve(
+            multipliers, sweeps, "over the rates", "log10 of the rate's multiplier", "bits a byte at the end"
+        ),
+    }
+    for name, figure in drawn.items():
+        figure.savefig(path.with_name(f"{name}.png"), dpi=120)
+        page.figure(figure)
     page.write(path)
 
 
