@@ -1,6 +1,6 @@
 """A small BERT learns to guess hidden words of prose and snippets, then to tell good snippets from bad by few labels.
 
-make data; python -m experiments.mlm_pretrain --out runs/mlm  # 4 min of CPU: no gain yet, see docs/results/sentiment.md
+make data; python -m experiments.mlm_pretrain --out runs/mlm  # 20 M tokens; what it gains: docs/results/mlm_pretrain.md
 python -m experiments.mlm_pretrain --out runs/mlm --resume --tuning.labels 0 --tuning.epochs 3  # the same encoder again
 """
 
@@ -40,15 +40,15 @@ class Config(train.RunOptions):
 
     data: str = ".cache/prose/tdavid"  # folder of a SWORD commentary; the standard library's docstrings where it is not
     snippets: str = ".cache/snippets"  # what it is fine-tuned on; see experiments.sentiment
-    repeat: int = 4  # times that a pass over the prose has the snippets' own texts, without labels; 0 for prose alone
+    repeat: int = 12  # times that a pass over the prose has the snippets' own texts, without labels; 0 for prose alone
     vocab: int = 6000  # WordPiece tokens, learned from both
     layers: int = 2
     width: int = 128
     length: int = 64  # tokens a packed row
-    steps: int = 1500  # of pretraining
+    steps: int = 10_000  # of pretraining
     batch: int = 32  # rows a step
     lr: float = 0.01  # peak of pretraining for matrices, by Muon; 50 steps of warm-up, then linear to 0
-    adam_lr: float = 4e-3  # for embeddings and vectors, by Adam
+    adam_lr: float = 2e-3  # for embeddings and vectors, by Adam
     hide: float = 0.2  # share of the tokens to be guessed
     precision: Literal["float32", "matmul_bf16"] = "matmul_bf16"  # operands of matrix products
     tuning: Tuning = Tuning()
