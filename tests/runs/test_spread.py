@@ -60,7 +60,8 @@ def test_a_part_that_is_left_out_is_told(checkpoint):
     assert "array a/w: 16 of its elements are in no part" in reading.read_arrays(checkpoint)[1]
 
 
-def test_a_process_that_cannot_write_says_why(tmp_path, paths):
+def test_a_process_that_cannot_write_says_why(tmp_path, paths, monkeypatch):
+    monkeypatch.setattr(spread, "PATIENCE_S", 5.0)
     spread.write(paths[0], part(0, 2))
     paths[1].with_name(paths[1].name + spread.HIDDEN).mkdir()  # in the way
     with pytest.raises(FileExistsError):
