@@ -7,12 +7,14 @@ backward direction of a padded sequence therefore begins at its last real token,
 Shape suffixes: B examples, T time, E input width, H state width, G gates.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from jaxnn import rng, sharding
 from jaxnn.models.layers import Dense, along_last, declare
@@ -212,6 +214,11 @@ class Recurrent(nn.Module):
 
         carry, y = lax.scan(step, carry, (gates, steps), reverse=self.backward, unroll=self.unroll)
         return jnp.swapaxes(y, 0, 1), carry
+
+
+# How parameters are split over the devices that share a layer (`parallel.tensor`): not at all, as a recurrence reads
+# its whole state at every step, so that splitting it would send something at every step. What is around it may be.
+RULES: Mapping[str, P] = {"": P()}
 
 
 class RNN(nn.Module):

