@@ -37,6 +37,11 @@ def vmapped(step: Callable[..., Any]) -> Callable[..., Any]:
     costs more than the copy. Other leaves are shared: a first convolution gains by it.
     """
 
+    def of_one(state: State, batch: Batch) -> tuple[State, Any]:
+        new, sums = step(state, batch)
+        # The position is shared, but a step ties it to the weight, of which each member may have its own.
+        return new._replace(data_step=state.data_step + 1), sums
+
     def of_members(state: State, batch: Batch) -> tuple[State, Any]:
         count = state.step.shape[0]
         rows = {
@@ -46,7 +51,7 @@ def vmapped(step: Callable[..., Any]) -> Callable[..., Any]:
         }
         own = {name: jnp.broadcast_to(x, (count, *x.shape)) if name in rows else x for name, x in batch.items()}
         axes = {name: 0 if name in rows else None for name in batch}
-        return jax.vmap(step, in_axes=(AXES, axes), out_axes=(AXES, 0))(state, own)
+        return jax.vmap(of_one, in_axes=(AXES, axes), out_axes=(AXES, 0))(state, own)
 
     return of_members
 

@@ -80,6 +80,18 @@ def test_in_groups_each_member_is_its_solo_run(devices):
         )
 
 
+def test_members_may_weigh_their_examples_apart():
+    """Weights [B, T], as a language model's: rows of floats, which each member has a copy of."""
+    weights = np.random.default_rng(1).uniform(0.5, 1, Y.shape).astype(np.float32)
+    source = data.Arrays({"x": X, "y": Y, "weights": weights})
+    settings = {"batch_size": 16, "steps": 12, "log": LOG}
+    run = train.fit(task(), tx(), source, population=optim.members(lr=RATES[:2]), **settings)
+    assert int(run.state.data_step) == 12
+    for i in range(2):
+        alone = train.fit(task(), tx(RATES[i]), source, **settings)
+        np.testing.assert_allclose(run.member(i).column("loss")[1], alone.column("loss")[1], rtol=1e-4)
+
+
 def test_a_member_that_diverges_does_not_stop_the_others():
     run = fit(plain(1e-2), population=optim.members(lr=[1e-2, 1e6, 2e-2]), steps=60)
     assert run.stopped is None
