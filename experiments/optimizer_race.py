@@ -31,6 +31,8 @@ class Config:
     warmup: int = 20  # steps to the peak; then linear decay to 3 %
     time_s: float = 4.0  # of measuring each optimizer's step against AdamW's; 0 for none
     out: str | None = None  # folder; None for the next free runs/optimizer_race-N
+    strategy: train.options.StrategyName = "single"  # over whose devices the members of a heat are spread
+    devices: int | None = None  # how many, None for all; forced ones where there is no accelerator
     resume: bool = False  # go on with the race in `out`, or with the newest
 
 
@@ -94,6 +96,7 @@ def heat(name: str, seed: int, cfg: Config, out: Path) -> dict[str, Any]:
         validation=made.validation,
         validate_every=max(1, cfg.steps // 50),
         population=optim.members(lr_multiplier=cfg.multipliers),
+        strategy=parallel.by_name(cfg.strategy, cfg.devices, models.gpt.RULES),
         log=train.Log(every=max(1, cfg.steps // 50)),
         out=folder,
         resume=folder.exists(),
@@ -183,6 +186,7 @@ def write_page(rows: list[Row], cells: list[list[Any]], cfg: Config, path: Path)
 def main(cfg: Config) -> list[Row]:
     """Runs the heats that are missing, measures the steps, writes `race.html`; gives the ranking."""
     parallel.compilation_cache()
+    parallel.by_name(cfg.strategy, cfg.devices, models.gpt.RULES)  # before anything asks for a device
     names = tuple(RACERS) if cfg.optimizers == ("all",) else cfg.optimizers
     if unknown := [name for name in names if name not in RACERS]:
         raise ValueError(f"train.optimizer_race: no racer {unknown[0]!r}. There are {list(RACERS)}, or all.")

@@ -1,5 +1,7 @@
 """The race runs, resumes what is missing, and ranks at each optimizer's best rate."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -21,6 +23,9 @@ def test_a_race_of_two(tmp_path):
     assert {row.optimizer for row in rows} == set(cfg.optimizers)
     assert rows[0].last.mean() <= rows[1].last.mean()
     assert (tmp_path / "race.html").exists()
+    spread = race.main(dataclasses.replace(cfg, strategy="replicate", devices=2, out=str(tmp_path / "spread")))
+    for one, two in zip(*(sorted(r, key=lambda row: row.optimizer) for r in (rows, spread)), strict=True):
+        np.testing.assert_allclose(two.curve, one.curve, rtol=1e-4)
     before = (tmp_path / "heats.jsonl").read_bytes()
     again = race.main(cfg)
     assert (tmp_path / "heats.jsonl").read_bytes() == before
