@@ -165,7 +165,10 @@ def test_fifty_kills(tmp_path, whole):
     assert finished >= len(COMBINATIONS)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGINT, marks=pytest.mark.slow, id="SIGINT"), pytest.param(signal.SIGTERM, id="SIGTERM")],
+)
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, whole, number):
     combination = ("mlp", "single", "device") if number == signal.SIGINT else ("cnn", "single", "host")
     out = tmp_path / "run"

@@ -100,7 +100,9 @@ def test_heads_are_matrices_of_their_own(core):
         close(updates["out"][part], once(core(), grads["out"][part]))
 
 
-@pytest.mark.parametrize("make", [optim.muon, optim.normuon, pytest.param(optim.soap, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "make", [optim.muon, *(pytest.param(make, marks=pytest.mark.slow) for make in (optim.normuon, optim.soap))]
+)
 def test_loop_and_scan_layouts_of_a_model_give_equal_updates(make):
     config = models.GPTConfig(vocab=16, length=8, layers=3, heads=2, width=8, scan=False)
     task_params = models.GPT(config).init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]

@@ -67,7 +67,7 @@ def test_sgd_is_that_of_one_device(name, strategy):
     assert min(jax.tree.leaves(moved)) > 1e-4  # otherwise equality says nothing
 
 
-@pytest.mark.parametrize("strategy", ["replicate", "pmap"])
+@pytest.mark.parametrize("strategy", ["replicate", pytest.param("pmap", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "gpt" else ()) for n in MODELS])
 def test_adamw_is_that_of_one_device(name, strategy):
     assert_close(trained(name, "adamw", "single"), trained(name, "adamw", strategy), ZERO_GRADIENT.get(name, {}))

@@ -71,7 +71,7 @@ MODULES = {"mlp": models.MLP((16, 1), dropout=0.1), "gpt": GPT, "cnn": models.CN
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("name", ["mlp", "gpt"])
+@pytest.mark.parametrize("name", [pytest.param("mlp", marks=pytest.mark.slow), "gpt"])
 def test_one_all_reduce_of_the_gradients_and_scalars(name, strategy):
     loss = losses.mse if name == "mlp" else losses.cross_entropy
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))

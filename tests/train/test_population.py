@@ -61,7 +61,7 @@ def test_over_devices_and_streamed_it_is_the_same(resident):
         np.testing.assert_allclose([a[k] for k in a], [b[k] for k in a], rtol=1e-4)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_in_groups_each_member_is_its_solo_run(devices):
     rates = np.geomspace(1e-3, 1e-1, 18 * devices).tolist()
     population = optim.members(lr=rates)
