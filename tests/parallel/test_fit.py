@@ -61,7 +61,8 @@ def test_one_strategy_reads_anothers_checkpoint(tmp_path, devices8):
         np.testing.assert_allclose(leaf, tree.leaves_by_path(whole.state.params)[path], atol=1e-5, err_msg=path)
 
 
-@pytest.mark.parametrize("name", [pytest.param("zero3", marks=pytest.mark.slow), "fsdp"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zero3", "fsdp"])
 def test_stacked_layers_are_gathered_one_by_one_in_evaluation_too(name, devices8):
     """The roles that modules declare must reach every trace, or a stack would be split along its layers."""
     tokens = DRAW.integers(0, 16, (16, 9)).astype(np.int32)
