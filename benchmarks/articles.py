@@ -32,9 +32,9 @@ import tyro
 from benchmarks import article_report
 from benchmarks.article_programs import CACHE, PROGRAMS, write_data
 from benchmarks.article_worker import ARMS, OURS
+from benchmarks.workers import ROOT, Worker
 from jaxnn.runs.environment import cpu_count, cpu_model
 
-ROOT = Path(__file__).resolve().parent.parent
 # (arm, cache, how many of the whole rounds it takes part in): what takes minutes takes part in few.
 WHOLE = (
     ("fit", "cold", 1.0),
@@ -136,44 +136,6 @@ def run_whole(cfg: Config, arm: str, program: str, cache: Path) -> dict[str, Any
     return {"seconds": seconds, **json.loads(done.stdout.splitlines()[-1])}
 
 
-class Steady:
-    """A worker that trains a stretch when it is asked to."""
-
-    def __init__(self, cfg: Config, arm: str, program: str, log: Path):
-        self.line = command(cfg, arm, program, "steady")
-        self.log = log
-        cache = cfg.out / "caches" / f"{program}-{arm}-cold"  # what its whole program left, where it did
-        self.process = subprocess.Popen(
-            self.line,
-            cwd=ROOT,
-            env=environment(cache.resolve()),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=open(log, "w"),  # noqa: SIM115
-            text=True,
-        )
-
-    def hear(self) -> dict[str, Any]:
-        """Its next line."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"{' '.join(self.line)} ended:\n{self.log.read_text()[-4000:]}")
-        return json.loads(line)
-
-    def stretch(self) -> dict[str, Any]:
-        """Has it train a stretch: its epochs and seconds."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return self.hear()
-
-    def end(self) -> None:
-        """Ends it."""
-        self.process.kill()
-        self.process.wait()
-
-
 def steady(cfg: Config, store: Store, program: str) -> None:
     """Stretches of training, arms in turns."""
     draw = np.random.default_rng(1)
@@ -207,12 +169,14 @@ def started_steps(cfg: Config, program: str) -> int:
 
 
 @contextlib.contextmanager
-def workers(cfg: Config, program: str) -> Iterator[dict[str, Steady]]:
+def workers(cfg: Config, program: str) -> Iterator[dict[str, Worker]]:
     """A worker an arm, each ready; one starts after the other."""
-    started: dict[str, Steady] = {}
+    started: dict[str, Worker] = {}
     try:
         for arm in cfg.arms:
-            started[arm] = Steady(cfg, arm, program, cfg.out / f"{program}-{arm}.log")
+            cache = cfg.out / "caches" / f"{program}-{arm}-cold"  # what its whole program left, where it did
+            line, log = command(cfg, arm, program, "steady"), cfg.out / f"{program}-{arm}.log"
+            started[arm] = Worker(line, environment(cache.resolve()), log)
             started[arm].hear()
         yield started
     finally:
