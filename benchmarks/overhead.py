@@ -48,7 +48,7 @@ class Turns(train.Hook):
 def program(task: train.Task, tx: Any, source: data.Arrays, batch: int) -> tuple[Any, Any, Any]:
     """The jitted step that donates its state, its first state and its data."""
     strategy = parallel.single()
-    first = host_batch(source, engine.Order(0, len(source), batch)(0, 1)[0])
+    first = host_batch(source, engine.Order(0, source, batch)(0, 1)[0])
     state = train.init_state(task, tx, first, strategy=strategy)
     step = engine.scalars(make_step(task, tx, strategy, never_empty=True))  # as `fit` does with data of no weights
     sums = check_step(trace_step(step, state, first, strategy), state)
@@ -60,7 +60,7 @@ def loop(task: train.Task, tx: Any, source: data.Arrays, batch: int, steps: int)
     """The hand-written loop: one call of the compiled step after the other."""
     chunk, state, arrays = program(task, tx, source, batch)
     one = np.int32(1)
-    rows = engine.Order(0, len(source), batch)(0, steps).astype(np.int32)[:, None]
+    rows = engine.Order(0, source, batch)(0, steps).astype(np.int32)[:, None]
 
     def run() -> float:
         nonlocal state

@@ -8,12 +8,14 @@ few steps ahead of the device; a source that fits on the device (`resident`) nee
 `Arrays` is the source for arrays, `CSV` for tables, `TextFiles` for bytes of text, `Sentences` and `Packed` for tokens
 of a `Tokenizer`, `ImageFolder`, `ImageFiles`, `mnist`, `cifar` and `digits` for images, `Indexed` for whatever has a
 length and an index; `read_jsonl`, `read_parallel`, `read_text_folder` and `read_imdb` read texts for `Sentences`;
-`mapped` passes a source through a function, `write_csv` writes predictions down. Whatever has `__len__`, `take` and
-`resident` is a source too (`jaxnn.typing.Source`).
+`mapped` passes a source through a function, `bucketed` brings examples of similar length together, `write_csv` writes
+predictions down. Whatever has `__len__`, `take` and `resident` is a source too (`jaxnn.typing.Source`).
 """
 
 from jaxnn.data import order as order
 from jaxnn.data.arrays import Arrays as Arrays
+from jaxnn.data.bucketing import bucketed as bucketed
+from jaxnn.data.bucketing import epoch_order as epoch_order
 from jaxnn.data.cifar import cifar as cifar
 from jaxnn.data.cifar import cifar_names as cifar_names
 from jaxnn.data.cifar import is_cifar as is_cifar

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from jaxnn.data.bucketing import batch_length
 from jaxnn.data.transforms import take_at
 from jaxnn.tree import describe
 from jaxnn.typing import HostArray, Source
@@ -17,8 +18,10 @@ _IDS_AT_ONCE = 64  # steps whose ids are computed in one call: one call costs as
 _JOIN_S = 30.0
 
 
-def host_batch(source: Source, ids: HostArray, step: int = 0) -> dict[str, HostArray]:
-    """The batch of `ids`, with what tells padding and examples apart.
+def host_batch(
+    source: Source, ids: HostArray, step: int = 0, part: tuple[int, int] = (0, 1), length: int | None = None
+) -> dict[str, HostArray]:
+    """The batch of `ids`, or a process's part of it, with what tells padding and examples apart.
 
     A row of padding holds example 0 of the source: valid data, so that nothing in a model overflows on it, and the same
     data whatever the number of processes.
@@ -27,13 +30,17 @@ def host_batch(source: Source, ids: HostArray, step: int = 0) -> dict[str, HostA
         source: Where the examples are.
         ids: Global example ids [B], -1 for padding.
         step: The data step, for sources that draw random transforms (those with a true `takes_step`).
+        part: (index, count): which of so many equal contiguous parts of the rows is read.
+        length: Of a source whose examples differ in length: what to pad to. By default what the longest of all `ids`
+            needs, so that the parts of a batch are of one length.
 
     Returns:
-        What `source.take` gives, "mask" float32 [B] (0 for padding) and "index" int32 [B] (the id; 0 for padding).
+        What `source.take` gives, "mask" float32 [B] (0 for padding) and "index" int32 [B] (the id; 0 for padding), B
+        being the rows of the part.
 
     Raises:
-        ValueError: If an id is not in [-1, len(source)), the source uses a reserved name, or an array has another
-            length.
+        ValueError: If the rows do not divide into the parts, an id is not in [-1, len(source)), the source uses a
+            reserved name, or an array has another length.
     """
     ids = np.asarray(ids)
     if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
@@ -45,8 +52,10 @@ def host_batch(source: Source, ids: HostArray, step: int = 0) -> dict[str, HostA
             f"data.host_batch: ids from {ids.min()} to {ids.max()} for {len(source)} examples. Tried: -1 as padding. "
             f"Give ids in [-1, {len(source)})."
         )
+    length = batch_length(source, ids) if length is None else length
+    ids = process_slice(ids, *part)
     index = np.maximum(ids, 0)
-    batch = dict(take_at(source, index, step))
+    batch = dict(take_at(source, index, step, length))
     for name, array in batch.items():
         if name in ("mask", "index"):
             raise ValueError(
@@ -108,7 +117,7 @@ class Loader:
         Args:
             source: Where the examples are.
             ids: `ids(data_step, count)` -> int64 [count, B], global example ids, -1 for padding; usually
-                `functools.partial(order.examples, seed, n=len(source), batch_size=B)`.
+                `bucketing.epoch_order(source, seed, B)`.
             place: Puts a host batch on the devices: a strategy's `put_batch`.
             start: First data step.
             stop: One past the last data step.
@@ -127,7 +136,8 @@ class Loader:
             )
         process_slice(np.zeros(process_count, np.int64), process_index, process_count)
         self.wait_s = 0.0
-        self._make = lambda row, step: place(host_batch(source, process_slice(row, process_index, process_count), step))
+        part = (process_index, process_count)
+        self._make = lambda row, step: place(host_batch(source, row, step, part))
         self._ids, self._start, self._stop, self._depth = ids, start, stop, depth
         self._ready: collections.deque[tuple[int, Any]] = collections.deque()
         self._changed = threading.Condition()

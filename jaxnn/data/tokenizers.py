@@ -285,7 +285,10 @@ class Sentences:
 
     Examples are {"x": int32 [B, T]}, for pairs also "types": int32 [B, T], and the arrays given by name. T is the
     smallest of `buckets` that holds the longest of the batch: a batch of short texts costs less, and a program is
-    compiled for each bucket.
+    compiled for each bucket. `fit`, `evaluate` and `predict` bring texts of one bucket together (`data.bucketing`).
+
+    Attributes:
+        padded_to: int [n], the bucket of each; None without buckets.
     """
 
     def __init__(
@@ -322,6 +325,7 @@ class Sentences:
         self.encoded = tokenizer.encode(texts, pairs, length=length)
         self.pad, self.paired = tokenizer.pad, pairs is not None
         self.lengths = np.array([*sorted(set(buckets)), length])
+        self.padded_to = self.lengths[np.searchsorted(self.lengths, np.diff(self.encoded.starts))] if buckets else None
         self.arrays = Arrays(arrays) if arrays else None
         if self.arrays is not None and len(self.arrays) != len(self.encoded):
             raise ValueError(
@@ -345,14 +349,14 @@ class Sentences:
             out["types"] = np.where(inside, self.encoded.types[at], 0).astype(np.int32)
         return out | (self.arrays.take(index) if self.arrays is not None else {})
 
-    def take(self, index: HostArray) -> dict[str, HostArray]:
-        """The examples `index` [B], as long as the longest of them needs."""
+    def take(self, index: HostArray, length: int | None = None) -> dict[str, HostArray]:
+        """The examples `index` [B], `length` long, or as the longest of them needs."""
         index = np.asarray(index, np.int64)
-        longest = int(np.max(self.encoded.starts[index + 1] - self.encoded.starts[index], initial=1))
-        return self._pad(index, int(self.lengths[np.searchsorted(self.lengths, longest)]))
+        needed = self.lengths[:1] if self.padded_to is None else self.padded_to[index]
+        return self._pad(index, int(needed.max(initial=1)) if length is None else length)
 
     def resident(self) -> Resident | None:
         """All of them at one length; None where there are buckets."""
-        if len(self.lengths) > 1:
+        if self.padded_to is not None:
             return None
         return Resident(self._pad(np.arange(len(self)), int(self.lengths[0])), take_rows)

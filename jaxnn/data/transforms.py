@@ -14,12 +14,12 @@ Examples = dict[str, HostArray]
 _BLOCK = 1024  # examples transformed at a time when a whole source is made resident
 
 
-def take_at(source: Source, index: HostArray, step: int) -> Examples:
-    """The examples `index` [B] as data step `step` sees them: sources with a true `takes_step` are told the step."""
-    if getattr(source, "takes_step", False):
-        take: Any = source.take
-        return take(index, step=step)
-    return source.take(index)
+def take_at(source: Source, index: HostArray, step: int, length: int | None = None) -> Examples:
+    """The examples `index` [B] as data step `step` sees them: sources with a true `takes_step` are told the step, those
+    with `padded_to` (see `data.bucketing`) the length, where one is given."""
+    take: Any = source.take
+    told: dict[str, int] = {"step": step} if getattr(source, "takes_step", False) else {}
+    return take(index, **told) if length is None else take(index, length=length, **told)
 
 
 class Mapped:
@@ -28,6 +28,7 @@ class Mapped:
     def __init__(self, source: Source, fn: Callable[..., Examples], random: bool, seed: int):
         self.source, self.fn, self.random, self.seed = source, fn, random, seed
         self.takes_step = random or getattr(source, "takes_step", False)
+        self.padded_to: HostArray | None = getattr(source, "padded_to", None)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -35,10 +36,10 @@ class Mapped:
     def __repr__(self) -> str:
         return f"mapped({self.source!r}, {getattr(self.fn, '__name__', self.fn)!s}{', random' if self.random else ''})"
 
-    def take(self, index: HostArray, step: int = 0) -> Examples:
-        """The transformed examples `index` [B] as data step `step` sees them."""
+    def take(self, index: HostArray, step: int = 0, length: int | None = None) -> Examples:
+        """The transformed examples `index` [B] as data step `step` sees them, of a source that pads: to `length`."""
         index = np.asarray(index)
-        given = take_at(self.source, index, step)
+        given = take_at(self.source, index, step, length)
         out = self.fn(given, order.words(self.seed, step, index)) if self.random else self.fn(given)
         if not isinstance(out, dict):
             raise TypeError(

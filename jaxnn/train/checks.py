@@ -273,6 +273,19 @@ def predict_accepts(where: str, task: Task, state: State, batch: Batch) -> None:
             )
 
 
+def joinable(where: str, parts: list[Any]) -> None:
+    """Refuses outputs of batches that differ in more than the number of examples."""
+    first = tree.leaves_by_path(parts[0])
+    for other in parts[1:]:
+        for path, leaf in tree.leaves_by_path(other).items():
+            if leaf.shape[1:] != first[path].shape[1:]:
+                raise ValueError(
+                    f"{where}: output {path!r} of an example is {list(first[path].shape[1:])} in one batch and "
+                    f"{list(leaf.shape[1:])} in another: the batches differ in length. Tried: joining them. Give the "
+                    "data without buckets."
+                )
+
+
 def optimizer_accepts(where: str, tx: optax.GradientTransformation, params: Any) -> None:
     """Traces the optimizer's init and update on the parameters' shapes.
 
@@ -296,13 +309,15 @@ def optimizer_accepts(where: str, tx: optax.GradientTransformation, params: Any)
         raise ValueError(f"{where}: the optimizer cannot be {what} these parameters: {reason(error)}.") from error
 
 
-def same_fields(where: str, train_batch: Batch, validation_batch: Batch) -> None:
-    """Refuses validation data whose arrays do not look like the training data's."""
+def same_fields(where: str, train_batch: Batch, validation_batch: Batch, alike: bool) -> None:
+    """Refuses validation data whose arrays do not look like the training data's; `alike` says whether the batches of
+    each have one length."""
     for name, x in train_batch.items():
         if name in ("mask", "index"):
             continue
         y = validation_batch.get(name)
-        if y is None or x.shape[1:] != y.shape[1:] or x.dtype != y.dtype:
+        rest = 1 if alike else 2
+        if y is None or x.ndim != y.ndim or x.shape[rest:] != y.shape[rest:] or x.dtype != y.dtype:
             other = "absent" if y is None else f"{y.dtype}{list(y.shape[1:])} an example"
             raise ValueError(
                 f"{where}: array {name!r} of the validation data is {other}, of the training data "

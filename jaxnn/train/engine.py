@@ -17,7 +17,8 @@ import numpy as np
 from jaxnn import parallel, tree
 from jaxnn.core import State
 from jaxnn.core import step as core_step
-from jaxnn.data import Loader, host_batch, order
+from jaxnn.data import Loader, epoch_order, host_batch, order
+from jaxnn.data.bucketing import batch_lengths
 from jaxnn.typing import Mean, Resident, Source, Strategy
 
 Deliver = Callable[[int, dict[str, Mean]], None]  # (first data step, sums with leaves [k])
@@ -78,8 +79,11 @@ def scalars(step: Callable[..., Any]) -> Callable[..., Any]:
     return scalar_step
 
 
-def _traced_once(program: Callable[..., Any], debug: bool) -> Callable[..., Any]:
-    """In debug runs the program, failing when it is traced again: something about its arguments would be changing."""
+def _traced_once(program: Callable[..., Any], debug: bool, lengths: int = 1) -> Callable[..., Any]:
+    """In debug runs the program, failing when it is traced again: something about its arguments would be changing.
+
+    `lengths` is how many a batch may have.
+    """
     if not debug:
         return program
     import chex  # 20 ms that only debug runs need
@@ -90,7 +94,7 @@ def _traced_once(program: Callable[..., Any], debug: bool) -> Callable[..., Any]
 
     # chex counts by name and call stack: a second run in a loop must not count as a second trace of the first.
     once.__name__ = f"{program.__name__}_{next(_debug_runs)}"
-    return chex.assert_max_traces(once, n=1)
+    return chex.assert_max_traces(once, n=lengths)
 
 
 def _noted(step: Callable[..., Any], traced: list[str]) -> Callable[..., Any]:
@@ -218,7 +222,8 @@ class StreamingEngine:
     ):
         self.traced: list[str] = []
         self.steps = self.dispatches = 0
-        self._step: Any = strategy.compile_step(_traced_once(_noted(step, self.traced), debug))
+        most = max(1, len(batch_lengths(source)))
+        self._step: Any = strategy.compile_step(_traced_once(_noted(step, self.traced), debug, most))
         row = ids(0, 1)[0]  # here: later the loader's thread draws
         self._example = lambda: strategy.put_batch(host_batch(source, row))
         part, parts = strategy.part
@@ -300,10 +305,10 @@ def resident_data(source: Source, devices: tuple[jax.Device, ...]) -> Resident |
 class Order:
     """`order(data_step, count) -> ids [count, B]` of a run: arithmetic, drawn ahead in blocks; one thread's."""
 
-    def __init__(self, seed: int, n: int, batch_size: int):
-        self._draw = functools.partial(order.examples, seed, n=n, batch_size=batch_size)
+    def __init__(self, seed: int, source: Source, batch_size: int):
+        self._draw = epoch_order(source, seed, batch_size)
         self._block = max(1, IDS_AHEAD // batch_size)
-        self._epoch = order.steps_per_epoch(n, batch_size)
+        self._epoch = order.steps_per_epoch(len(source), batch_size)
         self._first = 0
         self._rows = np.zeros((0, batch_size), np.int64)
 

@@ -13,7 +13,8 @@ from jaxnn.core import State, Task, roles
 from jaxnn.core.parts import given_whole
 from jaxnn.core.state import abstract
 from jaxnn.core.step import make_value_fn
-from jaxnn.data import host_batch, order, process_slice
+from jaxnn.data import epoch_order, host_batch, order
+from jaxnn.data.bucketing import batch_lengths
 from jaxnn.train import checks
 from jaxnn.typing import Batch, Mean, PyTree, Source, Strategy
 
@@ -68,13 +69,16 @@ def _map_program(task: Task, strategy: Strategy) -> _Program:
 
 
 def _batches(source: Source, batch_size: int, strategy: Strategy) -> Any:
-    """Host batches in order, the last one padded, a multiple of the devices each: this process's part, and which rows
-    of the whole are examples."""
+    """Host batches, the last one padded, a multiple of the devices each: this process's part, and the ids of the whole.
+
+    In the order of the source; where examples differ in length, in that of their lengths.
+    """
     n, parts = len(source), strategy.shards
     size = -(-min(batch_size, n) // parts) * parts
+    ids_of = epoch_order(source, 0, size, shuffle=False)
     for first in range(order.steps_per_epoch(n, size)):
-        ids = order.examples(0, first, 1, n=n, batch_size=size, shuffle=False)[0]
-        yield host_batch(source, process_slice(ids, *strategy.part)), ids >= 0
+        ids = ids_of(first, 1)[0]
+        yield host_batch(source, ids, part=strategy.part), ids
 
 
 def evaluate(
@@ -132,6 +136,9 @@ def predict(task: Task, state: State, x: Any, *, batch_size: int = 256, strategy
 
     Returns:
         A pytree like one batch's outputs, leaves [N, ...].
+
+    Raises:
+        ValueError: If the data does not fit the task, or outputs are as long as their batch and batches differ.
     """
     source = x if hasattr(x, "take") and hasattr(x, "resident") else data.Arrays(x)
     checks.evaluation_arguments("train.predict", task, state, source, batch_size, strategy)
@@ -139,20 +146,26 @@ def predict(task: Task, state: State, x: Any, *, batch_size: int = 256, strategy
     strategy, state = _placed(state, strategy)
     program = _map_program(task, strategy)
     parts: list[PyTree] = []
+    places: list[np.ndarray] = []
     flying: deque[tuple[Any, np.ndarray]] = deque()
 
     def land() -> None:
         parallel.beat()
-        outputs, mask = flying.popleft()
-        parts.append(jax.tree.map(lambda leaf: np.asarray(leaf)[mask], parallel.fetch(outputs)))
+        outputs, ids = flying.popleft()
+        parts.append(jax.tree.map(lambda leaf: np.asarray(leaf)[ids >= 0], parallel.fetch(outputs)))
+        places.append(ids[ids >= 0])
 
-    for batch, real in _batches(source, batch_size, strategy):
+    for batch, ids in _batches(source, batch_size, strategy):
         program.check(checks.predict_accepts, "train.predict", task, state, batch)
         with tree.declaring(lambda batch=batch: roles(task, batch)):
             outputs = program.run(state.params, state.model_state, strategy.put_part(batch))
-        flying.append((outputs, real))
+        flying.append((outputs, ids))
         if len(flying) > IN_FLIGHT:
             land()
     while flying:
         land()
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    if not batch_lengths(source):
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    checks.joinable("train.predict", parts)
+    at = np.argsort(np.concatenate(places))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[at], *parts)

@@ -19,7 +19,7 @@ from jaxnn import metrics, optim
 from jaxnn.core import State, Task
 from jaxnn.core.state import abstract
 from jaxnn.core.step import make_value_fn
-from jaxnn.data import host_batch, order
+from jaxnn.data import epoch_order, host_batch, order
 from jaxnn.optim.population import Population
 from jaxnn.report import curve
 from jaxnn.runs import Section
@@ -100,8 +100,9 @@ def evaluate(task: Task, state: State, source: Source, *, batch_size: int, strat
     size = min(batch_size, n)
     params = jax.vmap(optim.eval_params)(state.opt_state, state.params)
     totals: dict[str, list[np.ndarray]] = {}
+    ids = epoch_order(source, 0, size, shuffle=False)
     for first in range(order.steps_per_epoch(n, size)):
-        batch = host_batch(source, order.examples(0, first, 1, n=n, batch_size=size, shuffle=False)[0])
+        batch = host_batch(source, ids(first, 1)[0])
         sums = _sums_program(task)(params, state.model_state, strategy.put_batch(batch), state.key)
         for name, mean in jax.device_get(sums).items():
             if np.ndim(mean.sum) == 1:

@@ -16,6 +16,7 @@ from jaxnn.core.precision import in_precision
 from jaxnn.core.state import abstract
 from jaxnn.core.step import dispatch_steps, make_step
 from jaxnn.data import host_batch, order
+from jaxnn.data.bucketing import batch_lengths, counted
 from jaxnn.runs import RunFolder
 from jaxnn.train import beginning, checks, engine, folders, setting_checks, together
 from jaxnn.train import population as populations
@@ -213,8 +214,10 @@ def prepare(
     if save is not None and out is None:
         raise ValueError(f"{WHERE}: save= has nowhere to write. Pass out=, the run's folder.")
     save = save or Checkpointing()
-    ids = engine.Order(seed, n, size)
-    batch = host_batch(source, ids(0, 1)[0])
+    ids = engine.Order(seed, source, size)
+    lengths = batch_lengths(source)
+    # Where batches differ in length the longest ones are what must fit.
+    batch = host_batch(source, ids(0, 1)[0], length=max(lengths, default=None))
     variables = checks.init_shapes(WHERE, task, batch)
     checks.trainable(WHERE, variables[0])
     given, source_params = None, None
@@ -229,7 +232,8 @@ def prepare(
     setting_checks.schedules_last(WHERE, tx, total)
     if validation is not None:
         checks.is_source(WHERE, "validation", validation)
-        checks.same_fields(WHERE, batch, host_batch(validation, np.zeros(1, np.int64)))
+        alike = not lengths and not batch_lengths(validation)
+        checks.same_fields(WHERE, batch, host_batch(validation, np.zeros(1, np.int64)), alike)
 
     # A run that was killed while its folder was made is made anew.
     folder = folders.opened(out) if out is not None and resume else None
@@ -289,6 +293,8 @@ def prepare(
             facts |= {"best": save.best, "best_mode": direction(WHERE, save.best, save.best_mode, "best_mode")}
         if init_from is not None and task.frozen is not None:
             facts["init_from"] = beginning.fingerprint(source_params, task.frozen)
+        if lengths:
+            facts["lengths"] = counted(source)  # the order depends on them
         if population is not None:
             facts["population"] = {name: list(values) for name, values in population.values.items()}
         full = {"fit": facts, "config": dict(config or {})}
@@ -298,7 +304,7 @@ def prepare(
             changed = folders.checked(folder, full, FREE, total)
         elif out is not None:
             folder = folders.created(out, full)
-        flops, uncounted = _flops(traced)
+        flops, uncounted = (math.nan, f"batches differ in length ({counted(source)})") if lengths else _flops(traced)
     except BaseException:
         if folder is not None:
             folder.release()

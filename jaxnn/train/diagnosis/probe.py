@@ -13,7 +13,7 @@ from jaxnn import cost, data, parallel, tree
 from jaxnn.core import State, init_state, roles
 from jaxnn.core.state import abstract
 from jaxnn.core.step import make_step
-from jaxnn.data import order
+from jaxnn.data.bucketing import batch_lengths
 from jaxnn.train.diagnosis.layers import Layers, measure
 from jaxnn.train.evaluation import judged
 from jaxnn.train.run import Run
@@ -56,7 +56,7 @@ class Probe:
     @functools.cached_property
     def batch(self) -> dict[str, Any]:
         """The first batch of an epoch, [B, ...]; on the host."""
-        return data.host_batch(self.source, self._ids(0, 1)[0])
+        return self.take(self._ids(0, 1)[0])
 
     @functools.cached_property
     def examples(self) -> dict[str, Any]:
@@ -69,8 +69,12 @@ class Probe:
         return self.take(np.linspace(0, n - 1, min(n, max(self.size, most))).astype(np.int64))
 
     def take(self, ids: np.ndarray) -> dict[str, Any]:
-        """Examples by number, with `mask` and `index`; on the host."""
-        return data.host_batch(self.source, ids)
+        """Examples by number, with `mask` and `index`, all of one length; on the host."""
+        return data.host_batch(self.source, ids, length=self._length)
+
+    @functools.cached_property
+    def _length(self) -> int | None:
+        return max(batch_lengths(self.source), default=None)
 
     @functools.cached_property
     def _shapes(self) -> tuple[Any, Any]:
@@ -138,7 +142,7 @@ class Probe:
     # ---- trials
 
     def _ids(self, first: int, count: int) -> np.ndarray:
-        return order.examples(self.conditions.seed, first, count, n=len(self.source), batch_size=self.size)
+        return data.epoch_order(self.source, self.conditions.seed, self.size)(first, count)
 
     @functools.cached_property
     def _batches(self) -> Any:
@@ -150,7 +154,9 @@ class Probe:
         each = sum(x.nbytes for x in self.batch.values())
         quick = max(LEAST_STEPS, TRIAL_S * self._rate)
         count = int(max(1, min(TRIAL_STEPS, quick, TRIAL_BYTES / max(each, 1))))
-        batches = [data.host_batch(self.source, ids, step) for step, ids in enumerate(self._ids(0, count))]
+        batches = [
+            data.host_batch(self.source, ids, step, length=self._length) for step, ids in enumerate(self._ids(0, count))
+        ]
         return jax.device_put(jax.tree.map(lambda *xs: np.stack(xs), *batches), self._device.device)
 
     @functools.cached_property

@@ -7,6 +7,7 @@ from typing import Any
 from jaxnn import bench
 from jaxnn.bench.roofline import BOUND
 from jaxnn.cost.result import size
+from jaxnn.data.bucketing import batch_lengths
 from jaxnn.train import checks
 from jaxnn.train.diagnosis.probe import Probe
 from jaxnn.train.diagnosis.verdict import SLOW, Verdict
@@ -96,7 +97,8 @@ def verdicts(
 
 def _recompiling(found: Clock | None, conditions: Conditions | None) -> Verdict | None:
     traced = list(dict.fromkeys(conditions.traced)) if conditions is not None else []
-    if conditions is not None and len(conditions.traced) > RECOMPILED:
+    expected = max(0, len(batch_lengths(conditions.source)) - 1) if conditions is not None else 0
+    if conditions is not None and len(conditions.traced) > RECOMPILED + expected:
         shown = "; ".join(traced[:3]) + (f"; and {len(traced) - 3} more" if len(traced) > 3 else "")
         return Verdict(
             "recompiling",
