@@ -181,14 +181,10 @@ def main(cfg: Config) -> dict[str, float]:
         sys.exit(f"stopped: {run.stopped}")
     say("scoring every byte of the held-out files ...", flush=True)
     totals, rows = compare(cfg, run.task, run.state)
-    run.folder.journal.append("score", cfg.steps, **totals)
     whole = [[name, totals[name], totals.get(f"{name}_concatenated")] for name in ("ours", "gzip", "xz")]
     summary = runs.Section("Held-out files, bits per byte", whole, ["", "file by file", "concatenated"])
     by_file = runs.Section("File by file", rows, ["held-out file", "bytes", "this model", "gzip -9", "xz -9e"])
-    runs.write_summary(run.folder, run.state.params, sections=[summary, by_file])
-    say("bits per byte: " + "  ".join(f"{name} {value:.3f}" for name, value in totals.items()))
-    say(f"report: {run.folder.report}")
-    return totals
+    return train.conclude(run, totals, summary, by_file)
 
 
 if __name__ == "__main__":

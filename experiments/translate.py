@@ -190,7 +190,6 @@ def main(cfg: Config) -> dict[str, float]:
     at = min(shown, key=lambda i: abs(len(sources[i]) - 60))
     looks = runs.Section("Attention", figure=attention_map(cfg, params, sources[at], written[at]))
     pairs = runs.Section("Held-out pairs", samples, ["", "English", "written", "Spanish"])
-    run.folder.journal.append("score", cfg.steps, **result, samples=samples)
     return train.conclude(run, result, looks, pairs)
 
 

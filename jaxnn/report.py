@@ -65,7 +65,7 @@ figcaption { color: var(--soft); font-size: .875rem; margin-top: .4rem; }
 """
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A NumPy or jax scalar as Python's; anything else as it is."""
     return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
@@ -77,7 +77,7 @@ def format_value(value: Any, pad: bool = False) -> str:
         value: Anything; NumPy and jax scalars count as numbers.
         pad: Keep trailing zeros, so that the numbers of a column line up.
     """
-    value = _plain(value)
+    value = plain(value)
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -95,7 +95,7 @@ def format_value(value: Any, pad: bool = False) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    value = _plain(value)
+    value = plain(value)
     return value is None or (isinstance(value, numbers.Real) and not isinstance(value, bool))
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from jaxnn.cli import bench, completion, launch, new, report
+from jaxnn.cli import bench, card, completion, launch, new, report
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,6 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
         action.set_defaults(run=_checkpoint)
 
     report.register(commands)
+    card.register(commands)
     launch.register(commands)
     bench.register(commands)
     new.register(commands)

@@ -7,6 +7,8 @@
     journal.jsonl      events: starts, saves, rewinds, stops, with time
     checkpoints/       arrays, hook state and loop position in one atomic commit, every byte checksummed
     report.html        written at the end
+    result.json        what the experiment found, where it ended by `train.conclude`
+    card.md            the same for people and repositories, with card_*.png
     lock               the process that is writing the run, held until it ends
 
 A checkpoint holds global logical arrays by path, so that any strategy reads any other's. It is marked good only when
@@ -17,10 +19,12 @@ stops. A damaged checkpoint is renamed, never deleted, and the one before it use
 Opening a folder loads neither orbax nor tensorboardX; the first save, restore or event file does.
 """
 
+from jaxnn.runs.card import write_card as write_card
 from jaxnn.runs.checkpoint import Checkpoints as Checkpoints
 from jaxnn.runs.checkpoint import Restored as Restored
 from jaxnn.runs.comparison import comparison_page as comparison_page
 from jaxnn.runs.environment import fingerprint as fingerprint
+from jaxnn.runs.environment import usage as usage
 from jaxnn.runs.folder import RunFolder as RunFolder
 from jaxnn.runs.folder import config_changes as config_changes
 from jaxnn.runs.follower import Follower as Follower
@@ -30,6 +34,9 @@ from jaxnn.runs.logs import TensorBoard as TensorBoard
 from jaxnn.runs.record import Record as Record
 from jaxnn.runs.record import read_record as read_record
 from jaxnn.runs.record import stored_params as stored_params
+from jaxnn.runs.result import Result as Result
+from jaxnn.runs.result import read_result as read_result
+from jaxnn.runs.result import write_result as write_result
 from jaxnn.runs.summary import Section as Section
 from jaxnn.runs.summary import summary_page as summary_page
 from jaxnn.runs.summary import write_summary as write_summary

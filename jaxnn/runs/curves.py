@@ -120,21 +120,41 @@ def panels(found: Mapping[str, Line], groups: Mapping[str, Sequence[str]]) -> "F
 
     The figure belongs to no pyplot window, so that a notebook shows it once: as the value of its cell.
     """
-    columns = 1 if len(groups) == 1 else 2 if len(groups) in (2, 4) else 3
-    across = -(-len(groups) // columns)
+    lines: dict[str, dict[str, Line]] = {}
+    for name, members in groups.items():
+        heading = title(name) if len(members) > 1 else title(members[0])
+        lines[heading] = {label: thin(*found[member]) for label, member in zip(labels(members), members)}
+    return sheet(lines, [log_scale(name, drawn.values()) for name, drawn in zip(groups, lines.values())])
+
+
+def overlaid(runs: Mapping[str, Mapping[str, Line]]) -> "Figure | None":
+    """One figure of several runs, a panel for each family and a line for each run: validation where there is one.
+
+    Args:
+        runs: Label -> name -> line. Rates and norms are left out, and what does not move.
+
+    Returns:
+        The figure; None where nothing moves.
+    """
+    groups = families(dict.fromkeys(name for series in runs.values() for name in series))
+    lines: dict[str, dict[str, Line]] = {}
+    logs = []
+    for name in [members[-1] for group, members in groups.items() if group not in LAST]:
+        drawn = {label: thin(*series[name]) for label, series in runs.items() if name in series}
+        if moves(drawn.values()) and len(lines) < FIGURES:
+            lines[title(name)] = drawn
+            logs.append(log_scale(name, drawn.values()))
+    return sheet(lines, logs) if lines else None
+
+
+def sheet(lines: Mapping[str, Mapping[str, Line]], logs: Sequence[bool]) -> "Figure":
+    """A figure of panels: heading -> label -> line, and whether each has a logarithmic axis."""
+    columns = 1 if len(lines) == 1 else 2 if len(lines) in (2, 4) else 3
+    across = -(-len(lines) // columns)
     size = (7.0, 3.6) if columns == 1 else (4.4 * columns, 3.1 * across)
     drawn = canvas(figsize=size, dpi=100, layout="constrained", facecolor="white")
-    for number, (name, members) in enumerate(groups.items()):
-        lines = {label: thin(*found[member]) for label, member in zip(labels(members), members)}
-        xs, ys = ({label: line[side] for label, line in lines.items()} for side in (0, 1))
-        heading = title(name) if len(members) > 1 else title(members[0])
-        draw_lines(
-            drawn.add_subplot(across, columns, number + 1),
-            xs,
-            ys,
-            heading,
-            "step" if number >= len(groups) - columns else "",
-            logy=log_scale(name, lines.values()),
-            ink=INK,
-        )
+    for number, ((heading, panel), logy) in enumerate(zip(lines.items(), logs)):
+        xs, ys = ({label: line[side] for label, line in panel.items()} for side in (0, 1))
+        below = "step" if number >= len(lines) - columns else ""
+        draw_lines(drawn.add_subplot(across, columns, number + 1), xs, ys, heading, below, logy=logy, ink=INK)
     return drawn

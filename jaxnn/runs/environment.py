@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,17 @@ def fingerprint() -> dict[str, Any]:
         "git": git_state(Path(__file__).parent),
         "command": list(sys.orig_argv),
     }
+
+
+def usage() -> dict[str, float]:
+    """What this process has used so far, and how busy the machine is: the journal's clocks beside the time.
+
+    Returns:
+        `cpu_s`, user and system seconds of all threads since the process began, and, where the system tells it, `load`,
+        how many processes ran or waited to run, averaged over the last minute.
+    """
+    used = {"cpu_s": round(time.process_time(), 2)}
+    return used | ({"load": round(os.getloadavg()[0], 2)} if hasattr(os, "getloadavg") else {})
 
 
 def package_version(distribution: str) -> str | None:

@@ -68,15 +68,29 @@ class Record:
     @property
     def wall_s(self) -> float | None:
         """Seconds from start or resume to the last event, added over the processes that worked on the run."""
-        total, began, last = 0.0, None, 0.0
+        return self.spent("time")
+
+    def spent(self, clock: str, *, training: bool = False) -> float | None:
+        """Seconds by one of the journal's clocks, added over the processes that worked on the run.
+
+        Args:
+            clock: "time", or "cpu_s", which counts from the beginning of each process.
+            training: To the end of training, not to the last event: scoring and pictures are left out.
+
+        Returns:
+            The seconds; None where a process did not record this clock, or nothing was started.
+        """
+        total, began, last, over = 0.0, None, 0.0, False
         for event in self.events:
-            now = event.get("time")
-            if not isinstance(now, int | float):
-                continue
-            if event.get("event") in ("start", "resume"):
+            name, now = event.get("event"), event.get(clock)
+            if name in ("start", "resume"):
+                if not isinstance(now, int | float):
+                    return None
                 total += last - began if began is not None else 0.0
-                began = now
-            last = now
+                began, last, over = now, now, False
+            # A checkpoint is set aside by the process that goes on, before it says so.
+            elif isinstance(now, int | float) and name != "set_aside" and not over:
+                last, over = now, training and name == "end"
         return None if began is None else total + last - began
 
     @property

@@ -22,7 +22,7 @@ from jaxnn.typing import PyTree
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TOLD = ("event", "step", "time", "text")  # of an event, outside its details
+TOLD = ("event", "step", "time", "cpu_s", "load", "text")  # of an event, outside its details
 SAMPLES = 10
 EVENTS = 200
 
@@ -94,6 +94,8 @@ def _facts(record: Record, params: PyTree) -> dict[str, Any]:
         "steps": record.steps_text,
         "wall time": duration(record.wall_s),
     }
+    if cpu_s := record.spent("cpu_s"):
+        facts["processor time"] = duration(cpu_s)
     if count := tree.size(params):
         facts["parameters"] = count
     if record.device is not None:

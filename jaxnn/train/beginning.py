@@ -1,6 +1,7 @@
-"""The beginning of a run from parameters that there are: `fit(..., init_from=)`."""
+"""The beginning of a run from parameters that there are, `fit(..., init_from=)`, and what its journal says of it."""
 
 import os
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,9 @@ import numpy as np
 from jaxnn import tree
 from jaxnn.core import State
 from jaxnn.runs import reading, stored
-from jaxnn.typing import Params
+from jaxnn.typing import Params, Source
+
+_SAID = 300  # characters of a source
 
 
 def given_params(where: str, init_from: Any) -> Params:
@@ -118,3 +121,29 @@ def with_frozen(state: State, frozen: Any, params: Params) -> State:
         return state
     first = tree.leaves_by_path(params)
     return state._replace(params=tree.map_by_path(lambda p, x: np.asarray(first[p]) if frozen(p) else x, state.params))
+
+
+def told(source: Source, validation: Source | None, init_from: Any, out: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a new run's journal says of its data, and of the run that its parameters come from.
+
+    Args:
+        source: Training data.
+        validation: Held-out data, or None.
+        init_from: As given to `fit`.
+        out: The run's folder; another run is named as seen from there.
+    """
+    said: dict[str, Any] = {"data": _said(source)}
+    if validation is not None:
+        said |= {"validation": _said(validation), "validation_examples": len(validation)}
+    if init_from is not None:
+        held = getattr(init_from, "folder", None)
+        path = init_from if isinstance(init_from, (str, os.PathLike)) else getattr(held, "path", None)
+        said["init_from"] = "given parameters" if path is None else os.path.relpath(path, out)
+    return said
+
+
+def _said(source: Source) -> str:
+    """What a source says of itself, without addresses in memory."""
+    text = type(source).__name__ if type(source).__repr__ is object.__repr__ else " ".join(repr(source).split())
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+    return text if len(text) <= _SAID else text[: _SAID - 4] + " ..."

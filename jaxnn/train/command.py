@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxnn import parallel
-from jaxnn.runs import Section, write_summary
+from jaxnn.runs import Section, write_card, write_result, write_summary
 from jaxnn.train.run import Interrupted, Run
 
 # The form in which this library says what is wrong with what it was given: "train.fit: ...", "data.TextFiles: ...".
@@ -57,10 +57,13 @@ def span(text: str | None) -> tuple[int, int] | None:
 
 
 def conclude(run: Run, result: Mapping[str, float], *sections: Section) -> dict[str, float]:
-    """Ends an experiment: adds `sections` to its run's report, and prints the values and where the report is.
+    """Ends an experiment: its values and `sections` go into the run's report, `result.json` and `card.md`.
+
+    The values, and where the report and the card are, are printed. `jaxnn card` makes one card of the runs of several
+    seeds, at any time.
 
     Args:
-        run: What was run; without a folder there is no report.
+        run: What was run; without a folder nothing is written.
         result: Name -> value.
         sections: What the experiment shows, with its pictures.
 
@@ -74,7 +77,9 @@ def conclude(run: Run, result: Mapping[str, float], *sections: Section) -> dict[
     if run.stopped is not None:
         print(f"stopped: {run.stopped}")
     if run.folder is not None:
+        write_result(run.folder, values, run.state.params, int(run.state.data_step), sections=sections)
         write_summary(run.folder, run.state.params, sections=sections)
+        print(f"card: {write_card([run.folder.path], run.folder.path / 'card')}")
         print(f"report: {run.folder.report}")
     return values
 

@@ -155,7 +155,7 @@ def _run(job: Prepared, resume: bool) -> Run:
             folder.update_config(job.config)
             session.journal("resume", changed=job.changed)
         else:
-            session.journal("start")
+            session.journal("start", **job.told)
         if log.profile is not None and folder is not None:
             number = parallel.process_index()  # each process traces its own devices
             where = folder.path / (f"profile-{number}" if number else "profile")

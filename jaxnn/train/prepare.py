@@ -75,6 +75,7 @@ class Prepared:
         uncounted: Why they could not be; None where they were.
         resume: Whether it goes on with the run in the folder.
         given: From the parameters drawn to those that the run begins with; None for the same.
+        told: What the journal says of its beginning.
     """
 
     task: Task
@@ -103,6 +104,7 @@ class Prepared:
     uncounted: str | None
     resume: bool
     given: Callable[[Any], Any] | None
+    told: dict[str, Any]
 
     def first_state(self) -> State:
         """The state that the run begins with, placed."""
@@ -234,6 +236,7 @@ def prepare(
         checks.is_source(WHERE, "validation", validation)
         alike = not lengths and not batch_lengths(validation)
         checks.same_fields(WHERE, batch, host_batch(validation, np.zeros(1, np.int64)), alike)
+    told = {} if out is None else beginning.told(source, validation, init_from, out)
 
     # A run that was killed while its folder was made is made anew.
     folder = folders.opened(out) if out is not None and resume else None
@@ -336,6 +339,7 @@ def prepare(
         uncounted=uncounted,
         resume=resume is True,
         given=given,
+        told=told,
     )
 
 

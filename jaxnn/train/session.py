@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxnn import optim, parallel
 from jaxnn.core import State
-from jaxnn.runs import RunFolder, TensorBoard
+from jaxnn.runs import RunFolder, TensorBoard, usage
 from jaxnn.train.actions import Actions
 from jaxnn.train.engine import Engine
 from jaxnn.train.hooks import Hook, Plan
@@ -282,9 +282,9 @@ class Session:
     # ---- saving
 
     def journal(self, event: str, **fields: Any) -> None:
-        """Records an event at the present step."""
+        """Records an event at the present step, and what the process has used by then."""
         if self.folder is not None:
-            self.folder.journal.append(event, self.engine.data_step, **fields)
+            self.folder.journal.append(event, self.engine.data_step, **(usage() | fields))
 
     def show(self, text: str) -> None:
         """Prints above the display; silent where there is none."""

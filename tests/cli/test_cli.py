@@ -43,7 +43,7 @@ def test_a_command_line_that_is_not_understood_exits_with_2(argv, capsys):
 
 def test_no_command_prints_the_help(capsys):
     assert cli.main([]) == 0
-    assert "{doctor,checkpoint,report,launch,bench,new,completion}" in capsys.readouterr().out
+    assert "{doctor,checkpoint,report,card,launch,bench,new,completion}" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def in_bash(script, line, cwd):
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("jaxnn ", ["doctor", "checkpoint", "report", "bench", "new", "completion"]),
+        ("jaxnn ", ["doctor", "checkpoint", "report", "card", "bench", "new", "completion"]),
         ("jaxnn ch", ["checkpoint"]),
         ("jaxnn checkpoint ", ["list", "verify", "inspect"]),
         ("jaxnn bench ex", ["export", "explain"]),
