@@ -128,7 +128,7 @@ def panels(found: Mapping[str, Line], groups: Mapping[str, Sequence[str]]) -> "F
 
 
 def overlaid(runs: Mapping[str, Mapping[str, Line]]) -> "Figure | None":
-    """One figure of several runs, a panel for each family and a line for each run: validation where there is one.
+    """One figure of several runs, a panel for each family and a line for each run: validation where it has a curve.
 
     Args:
         runs: Label -> name -> line. Rates and norms are left out, and what does not move.
@@ -139,11 +139,13 @@ def overlaid(runs: Mapping[str, Mapping[str, Line]]) -> "Figure | None":
     groups = families(dict.fromkeys(name for series in runs.values() for name in series))
     lines: dict[str, dict[str, Line]] = {}
     logs = []
-    for name in [members[-1] for group, members in groups.items() if group not in LAST]:
-        drawn = {label: thin(*series[name]) for label, series in runs.items() if name in series}
-        if moves(drawn.values()) and len(lines) < FIGURES:
-            lines[title(name)] = drawn
-            logs.append(log_scale(name, drawn.values()))
+    for members in [members for group, members in groups.items() if group not in LAST][:FIGURES]:
+        for name in reversed(members):
+            drawn = {label: thin(*series[name]) for label, series in runs.items() if name in series}
+            if moves(drawn.values()):
+                lines[title(name)] = drawn
+                logs.append(log_scale(name, drawn.values()))
+                break
     return sheet(lines, logs) if lines else None
 
 

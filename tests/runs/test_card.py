@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from jaxnn import report, runs
+from jaxnn.runs import card as card_module
+from jaxnn.runs import result as result_module
 from jaxnn.runs.card import spread
 
 PARAMS = {"w": np.zeros((3, 2), np.float32)}
@@ -28,6 +30,13 @@ ENVIRONMENT = {
         "0.5",
     ],
 }
+
+
+@pytest.fixture
+def blank(monkeypatch):
+    """Pictures are not drawn, which takes most of the time; for tests of what is written."""
+    for module in (card_module, result_module):
+        monkeypatch.setattr(module, "png", lambda figure: b"\x89PNG")
 
 
 def make(path, seed=0, accuracy=0.75, ended=True, lr=0.5, **begun):
@@ -111,7 +120,7 @@ def test_seeds_have_a_row_each_and_a_mean_with_its_spread(tmp_path):
     assert shown(text, tmp_path)[0] == "shapes_curves.png"
 
 
-def test_a_run_that_did_not_conclude_shows_what_it_reported_last(tmp_path):
+def test_a_run_that_did_not_conclude_shows_what_it_reported_last(tmp_path, blank):
     text = card(tmp_path, make(tmp_path / "r", accuracy=0.6875))
     assert cells(text, "validation accuracy") == ["0.6875 |"]
     assert cells(text, "validation loss") == ["0.3125 |"]
@@ -119,7 +128,7 @@ def test_a_run_that_did_not_conclude_shows_what_it_reported_last(tmp_path):
     assert "scoring" not in text
 
 
-def test_an_unfinished_run_is_told_as_such_and_is_in_no_mean(tmp_path):
+def test_an_unfinished_run_is_told_as_such_and_is_in_no_mean(tmp_path, blank):
     unfinished = make(tmp_path / "u", seed=7, ended=False)
     text = card(tmp_path, unfinished)
     assert "\n**unfinished** at step 8. The journal has no end" in text
@@ -132,7 +141,7 @@ def test_an_unfinished_run_is_told_as_such_and_is_in_no_mean(tmp_path):
     assert cells(text, "**mean of 2**") == ["**0.5 ± 0**", "**–**", "**–** |"]
 
 
-def test_a_result_of_a_run_that_went_on_is_left_out(tmp_path):
+def test_a_result_of_a_run_that_went_on_is_left_out(tmp_path, blank):
     folder = make(tmp_path / "r")
     conclude(folder, accuracy=0.9)
     folder.journal.append("resume", 8, changed=[], cpu_s=1.0)
@@ -143,7 +152,7 @@ def test_a_result_of_a_run_that_went_on_is_left_out(tmp_path):
     assert "result.json is of step 8, and the run went on: it is left out." in text
 
 
-def test_the_run_that_gave_the_first_parameters_is_named_with_its_time(tmp_path):
+def test_the_run_that_gave_the_first_parameters_is_named_with_its_time(tmp_path, blank):
     make(tmp_path / "half")
     folder = make(tmp_path / "r", init_from="../half")
     assert cells(card(tmp_path, folder), "begun from")[0].startswith("half, 8 steps, ")
@@ -197,7 +206,7 @@ def test_what_is_no_run_or_has_reported_nothing_is_refused(tmp_path):
     assert not (tmp_path / "x.md").exists()
 
 
-def test_runs_that_are_not_seeds_of_one_experiment_are_refused(tmp_path):
+def test_runs_that_are_not_seeds_of_one_experiment_are_refused(tmp_path, blank):
     first, other, same = make(tmp_path / "a"), make(tmp_path / "b", 1, lr=0.25), make(tmp_path / "c")
     with pytest.raises(
         ValueError, match=r"/a and .*/b differ in more than their seed: config\.lr: 0\.5 -> 0\.25\. A mean"
@@ -211,7 +220,7 @@ def test_runs_that_are_not_seeds_of_one_experiment_are_refused(tmp_path):
         card(tmp_path, first, third)
 
 
-def test_a_card_replaces_a_card_and_nothing_else(tmp_path):
+def test_a_card_replaces_a_card_and_nothing_else(tmp_path, blank):
     folder = make(tmp_path / "r")
     first = card(tmp_path, folder)
     assert runs.write_card([folder.path], tmp_path / "docs" / "shapes.md").read_text() == first
@@ -224,7 +233,7 @@ def test_a_card_replaces_a_card_and_nothing_else(tmp_path):
         runs.write_card([folder.path], tmp_path / "docs")
 
 
-def test_environments_that_differ_are_told_apart(tmp_path):
+def test_environments_that_differ_are_told_apart(tmp_path, blank):
     folders = [make(tmp_path / f"r{seed}", seed) for seed in range(2)]
     path = folders[1].path / "environment.json"
     path.write_text(path.read_text().replace("9.9.9", "10.0.0"))
@@ -232,7 +241,7 @@ def test_environments_that_differ_are_told_apart(tmp_path):
     assert ["jax 9.9.9" in versions[0], "jax 10.0.0" in versions[1]] == [True, True]
 
 
-def test_a_folder_that_holds_little_still_makes_a_card(tmp_path):
+def test_a_folder_that_holds_little_still_makes_a_card(tmp_path, blank):
     folder = make(tmp_path / "some-run")
     for name in ("environment.json", "journal.jsonl", "timing.jsonl", "config.json"):
         (folder.path / name).unlink()
