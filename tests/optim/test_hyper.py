@@ -32,10 +32,10 @@ def test_constants_are_those_that_no_schedule_moves():
     params = {"w": jnp.ones(2)}
     assert sorted(optim.constants(optim.adam(1e-2).init(params))) == sorted(optim.hyper(optim.adam(1e-2).init(params)))
     scheduled = optim.stages(
-        first=optim.adam_core(), one=optim.scale_by_lr(optim.cosine(1e-2, 9)), two=optim.scale_by_lr(0.5)
+        first=optim.adam_core(), one=optim.decay(optim.cosine(1e-2, 9)), two=optim.decay(0.5)
     ).init(params)
     found = optim.constants(scheduled)
-    assert float(found["two.lr"]) == 0.5
-    assert "one.lr" in optim.hyper(scheduled)
-    assert "one.lr" not in found
+    assert float(found["two.weight_decay"]) == 0.5
+    assert "one.weight_decay" in optim.hyper(scheduled)
+    assert "one.weight_decay" not in found
     assert "b1" in found

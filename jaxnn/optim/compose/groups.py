@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxnn import tree
-from jaxnn.optim.compose import select
+from jaxnn.optim.compose import rates, select
 from jaxnn.optim.compose.stable import stable
 from jaxnn.optim.compose.transformation import Context, Transformation, apply_part, check
 from jaxnn.optim.hyper import NONNEGATIVE, Hyperparameters, Hypers
@@ -112,12 +112,14 @@ def groups(**named: Group | tuple[select.Predicate, optax.GradientTransformation
 
     Raises:
         TypeError: If a group is something else.
-        ValueError: If two groups are `otherwise`; at init and trace time as in `assign`.
+        ValueError: If two groups are `otherwise`, or some have a rate of their own and others none; at init and trace
+            time as in `assign`.
     """
     members = {name: _lift(name, value) for name, value in named.items()}
     rest = [name for name, g in members.items() if g.where is select.otherwise]
     if len(rest) > 1 or not members:
         raise ValueError(f"optim.groups: {rest or 'no group'}: give groups, of which at most one is optim.otherwise.")
+    rates.check_groups("optim.groups", {n: g.tx for n, g in members.items()}, {n: g.lr for n, g in members.items()})
     numbers: dict[str, Any] = {f"{n}_{kind}": getattr(g, kind) for n, g in members.items() for kind in ("lr", "decay")}
     numbers = {name: value for name, value in numbers.items() if value != 1.0}
     hyper = Hyperparameters("optim.groups", domains=dict.fromkeys(numbers, NONNEGATIVE), **numbers)

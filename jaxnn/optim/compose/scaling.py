@@ -108,9 +108,8 @@ def scale_by_lr(lr: float | Schedule) -> Transformation:
         peak = getattr(lr, "peak", None)
         return h.lr, None if peak is None else peak * h.lr_multiplier
 
-    return Transformation(
-        init, update, name="scale_by_lr", hyper=hyper, wants_context=True, facts={"lr_in_effect": in_effect}
-    )
+    facts = {"lr_in_effect": in_effect, "descends": True}
+    return Transformation(init, update, name="scale_by_lr", hyper=hyper, wants_context=True, facts=facts)
 
 
 Coupling = Literal["lr", "schedule", "none"]
@@ -213,7 +212,7 @@ def stateless(fn: Callable[[PyTree, PyTree], PyTree], name: str) -> Transformati
         del extra
         return fn(updates, params), state
 
-    return Transformation(lambda params: (), update, name=name)
+    return Transformation(lambda params: (), update, name=name, facts={"opaque": True})
 
 
 frozen = stateless(lambda updates, params: jax.tree.map(jnp.zeros_like, updates), "frozen")

@@ -40,7 +40,7 @@ def stable(tx: optax.GradientTransformation) -> optax.GradientTransformationExtr
         new_updates, new = inner.update(wide(updates), state, None if params is None else wide(params), **extra)
         return new_updates, as_before(new, state)
 
-    return Transformation(init, update, name=label(tx))
+    return Transformation(init, update, name=label(tx), facts={"opaque": True})
 
 
 def wide(values: PyTree) -> PyTree:

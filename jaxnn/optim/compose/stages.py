@@ -10,6 +10,7 @@ import optax
 
 from jaxnn import tree
 from jaxnn.optim.compose.measures import Metrics, Seen, check_choices, measure
+from jaxnn.optim.compose.rates import check_stages
 from jaxnn.optim.compose.stable import stable
 from jaxnn.optim.compose.transformation import Context, Transformation, apply_part, check
 from jaxnn.typing import PyTree
@@ -34,13 +35,14 @@ def stages(*, metrics: Sequence[str] = (), **named: optax.GradientTransformation
 
     Raises:
         TypeError: If a stage is no gradient transformation.
-        ValueError: If there is no stage, or a metric is unknown; at init and trace time, if gradients do not fit the
-            parameters, a leaf is not floating, or a metric has no stage to measure.
+        ValueError: If there is no stage, two have a rate, or a metric is unknown; at init and trace time, if gradients
+            do not fit the parameters, a leaf is not floating, or a metric has no stage to measure.
     """
     where = "optim.stages"
     if not named:
         raise ValueError(f"{where}: no stage. Write optim.stages(adam=optim.adam_core(), lr=optim.scale_by_lr(1e-3)).")
     parts = {name: stable(check(where, name, tx)) for name, tx in named.items()}
+    check_stages(where, parts)
     chosen = check_choices(where, metrics)
     last = [n for n, part in parts.items() if isinstance(part, Transformation) and part.facts.get("after_lr")]
     order = [name for name in parts if name not in last] + last
@@ -85,7 +87,11 @@ def stages(*, metrics: Sequence[str] = (), **named: optax.GradientTransformation
         new_updates, states, values = run(updates, state.stages, params, context or Context(), extra)
         return new_updates, StagesState(states, values)
 
-    return Transformation(init, update, name="stages", parts=parts, wants_context=True)
+    facts: dict[str, Any] = {}
+    for name, part in parts.items():  # one at most
+        if isinstance(part, Transformation) and "lr_in_effect" in part.facts:
+            facts["lr_in_effect"] = lambda state, n=name, p=part: p.facts["lr_in_effect"](state.stages[n])
+    return Transformation(init, update, name="stages", parts=parts, wants_context=True, facts=facts)
 
 
 def check_leaves(where: str, params: PyTree) -> None:

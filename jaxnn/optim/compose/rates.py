@@ -1,0 +1,69 @@
+"""One rate on every way through an optimizer: two turn the direction round twice, none never, and both climb."""
+
+from collections.abc import Mapping
+
+import optax
+
+from jaxnn.optim.compose.transformation import Transformation, walk
+
+
+def descending(part: optax.GradientTransformation) -> list[str]:
+    """The paths in `part` of what makes its updates point downhill: `scale_by_lr` and the like.
+
+    What optax hides in closures is not found: an empty list means none that is known.
+    """
+    return [at for at, inner in _leaves(part) if isinstance(inner, Transformation) and inner.facts.get("descends")]
+
+
+def climbing(part: optax.GradientTransformation) -> bool:
+    """Whether the updates of `part` are known to point up the gradient: all of it is ours, and none of it descends."""
+    known = all(isinstance(inner, Transformation) and not inner.facts.get("opaque") for _, inner in _leaves(part))
+    return known and not descending(part)
+
+
+def _leaves(part: optax.GradientTransformation) -> list[tuple[str, optax.GradientTransformation]]:
+    return [(at, inner) for at, inner in walk(part) if not getattr(inner, "parts", None)]
+
+
+def check_stages(where: str, parts: Mapping[str, optax.GradientTransformation]) -> None:
+    """Refuses a chain with two rates.
+
+    Raises:
+        ValueError: Naming both.
+    """
+    found = [f"{name}.{at}".rstrip(".") for name, part in parts.items() for at in descending(part)[:1]]
+    if len(found) > 1:
+        raise ValueError(
+            f"{where}: {found[0]!r} has a rate, and so has {found[1]!r}: each multiplies by minus its own, and the "
+            "parameters would climb. Take the core for what is ready-made (optim.adam_core() for optim.adam(lr)), or "
+            "leave the other rate out."
+        )
+
+
+def check_groups(where: str, parts: Mapping[str, optax.GradientTransformation], lr: Mapping[str, float]) -> None:
+    """Refuses groups of which some have a rate and others none, and a multiplier that nothing multiplies.
+
+    Args:
+        where: What an error calls the groups.
+        parts: Group -> its transformation.
+        lr: Group -> multiplier of the rate.
+
+    Raises:
+        ValueError: Naming the groups.
+    """
+    rated = {name: at[0] for name, part in parts.items() if (at := descending(part))}
+    bare = [name for name, part in parts.items() if climbing(part)]
+    if rated and bare:
+        name = next(iter(rated))
+        raise ValueError(
+            f"{where}: group {name!r} has a rate, {rated[name] or name!r}, and group {bare[0]!r} has none: with a rate "
+            f"around both {name!r} would climb, without one {bare[0]!r}. Take cores in all groups "
+            "(optim.adam_core() for optim.adam(lr)) and one optim.scale_by_lr in the optim.stages around them, or give "
+            "each group a whole optimizer."
+        )
+    for name in rated:
+        if lr[name] != 1.0:
+            raise ValueError(
+                f"{where}: group {name!r} has lr={lr[name]!r:.20}, which multiplies the rate of the optim.stages "
+                "around the groups, and a rate of its own. Take its core, or put the factor into its own rate."
+            )

@@ -1,0 +1,52 @@
+"""Two rates on one way through an optimizer, or one on some of its ways only: refused where it can be known."""
+
+import jax.numpy as jnp
+import optax
+import pytest
+
+from jaxnn import optim
+
+PARAMS = {"mlp": {"kernel": jnp.ones((8, 4)), "bias": jnp.ones((4,))}, "embedding": jnp.ones((6, 4))}
+ADAM = optim.adam_core()
+RATE = optim.scale_by_lr(1.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: optim.stages(adam=optim.adam(1e-3), lr=RATE), r"'adam.lr' has a rate, and so has 'lr': each.*climb"),
+        (
+            lambda: optim.stages(g=optim.groups(a=(optim.otherwise, optim.ema(optim.adam(1e-3)))), lr=RATE),
+            r"'g.a.inner.lr' has a rate, and so has 'lr'",
+        ),
+        (
+            lambda: optim.groups(a=(optim.ndim(2), optim.adam(1e-3)), b=(optim.otherwise, ADAM)),
+            r"group 'a' has a rate, 'lr', and group 'b' has none: with a rate around both 'a' would climb",
+        ),
+        (
+            lambda: optim.groups(a=optim.group(optim.otherwise, optim.adam(1e-3), lr=0.1)),
+            r"group 'a' has lr=0.1, which multiplies the rate of the optim.stages around",
+        ),
+    ],
+)
+def test_two_rates_on_one_way_or_one_on_some(make, message):
+    """optax trains uphill: `chain(adam(1e-3), scale_by_learning_rate(1e-3))` turns the sign round twice, silently."""
+    with pytest.raises(ValueError, match=message):
+        make()
+    theirs = optax.chain(optax.sgd(1.0), optax.scale_by_learning_rate(1.0))
+    assert float(theirs.update(PARAMS, theirs.init(PARAMS))[0]["mlp"]["bias"][0]) == 1.0
+
+
+def test_rates_that_do_not_meet_are_no_error():
+    """Whole optimizers beside each other, beside what is frozen, and beside what optax does not show."""
+    for other in (optim.sgd(0.1), optim.frozen, optax.sgd(0.1)):
+        tx = optim.groups(a=(optim.ndim(2), optim.adam(1e-3)), b=(optim.otherwise, other))
+        updates, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+        assert float(updates["embedding"][0, 0]) < 0
+        assert float(updates["mlp"]["bias"][0]) <= 0
+
+
+def test_a_rate_is_seen_through_stages():
+    tx = optim.stages(whole=optim.sgd(0.5, metrics=()), decay=optim.decay(0.1, coupling="none"), metrics=("lr",))
+    _, state = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+    assert float(optim.metrics(state)["lr"]) == 0.5
