@@ -166,38 +166,50 @@ def test_leaves_of_no_size_and_complex_ones(name):
     assert float(jnp.sum(jnp.abs(new["c"] - params["c"]))) > 0
 
 
+# Noise is drawn for places among the leaves of a shape: layers apart draw as layers stacked do only in the same order.
+DRAWS = {"psgd_kron"}
+
+
 @pytest.mark.parametrize("name", [name for name, entry in OPTIMIZERS.items() if not entry.needs])
 def test_micro_batches_are_one_batch_and_layers_stacked_are_layers_apart(name):
+    """Matrices and vectors of two layers, interleaved as models have them, over four updates."""
     tx, _, _, _ = built(name)
     rng = np.random.default_rng(0)
-    apart = {f"w{i}": jnp.asarray(rng.normal(size=(3, 2)), jnp.float32) for i in range(3)}
-    grads = [{k: jnp.asarray(rng.normal(size=(3, 2)), jnp.float32) for k in apart} for _ in range(2)]
-    stack = lambda t: {"w": jnp.stack(list(t.values()))}  # noqa: E731
+    shapes = {"b": (3,), "w": (3, 2)}
+    called = "{kind}{layer}" if name in DRAWS else "{layer}{kind}"
+    keys = {kind: [called.format(kind=kind, layer=i) for i in range(2)] for kind in shapes}
+    draw = lambda *lead: {  # noqa: E731
+        key: jnp.asarray(rng.normal(size=(*lead, *shapes[kind])), jnp.float32) for kind in shapes for key in keys[kind]
+    }
+    apart, grads = draw(), draw(4)
+    stack = lambda t, axis: {kind: jnp.stack([t[key] for key in keys[kind]], axis) for kind in shapes}  # noqa: E731
 
-    def two_steps(tx, params, grads):
-        state = tx.init(params)
-        for g in grads:
+    def plainly(params, grads):
+        def body(carry, g):
+            params, state = carry
             updates, state = tx.update(g, state, params)
-            params = optim.apply_updates(params, updates)
-        return params
+            return (optim.apply_updates(params, updates), state), None
 
-    def accumulated(params):
+        return jax.lax.scan(body, (params, tx.init(params)), grads)[0][0]
+
+    def accumulated(params, grads):
         many = optim.accumulate(tx, 2)
-        state = many.init(params)
-        for g in grads:  # each is cut into two that differ, whose mean it is
+
+        def body(carry, g):  # each is cut into two that differ, whose mean it is
+            params, state = carry
             half = jax.tree.map(lambda x: x * jnp.linspace(0, 2, x.size).reshape(x.shape), g)
-            state = many.add(half, state)
             rest = jax.tree.map(lambda x, h: 2 * x - h, g, half)
-            updates, state = many.emit(rest, state, params)
-            params = optim.apply_updates(params, updates)
-        return params
+            updates, state = many.emit(rest, many.add(half, state), params)
+            return (optim.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(body, (params, many.init(params)), grads)[0][0]
 
     @jit
     def all_ways():
-        with tree.declaring(lambda: {"w": tree.Role("matrix", 1)}):
-            stacked = two_steps(tx, stack(apart), [stack(g) for g in grads])
-        return two_steps(tx, apart, grads), stacked, accumulated(apart)
+        with tree.declaring(lambda: {"b": tree.Role("vector", 1), "w": tree.Role("matrix", 1)}):
+            stacked = plainly(stack(apart, 0), stack(grads, 1))
+        return plainly(apart, grads), stacked, accumulated(apart, grads)
 
     plain, stacked, micro = all_ways()
     close(micro, plain)
-    close(stacked, stack(plain))
+    close(stacked, stack(plain, 0))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxnn.optim.compose import select
 from jaxnn.optim.compose.scaling import full, times
 from jaxnn.optim.compose.transformation import Transformation, check
 from jaxnn.typing import Array, Params, PyTree
@@ -20,7 +21,7 @@ class CautiousState(NamedTuple):
 def cautious(tx: optax.GradientTransformation) -> Transformation:
     """Any direction, where it agrees in sign with the gradient, scaled up for what is left out.
 
-    u <- u m / max(mean(m), 1e-3),  m = (u g > 0), the mean over a leaf
+    u <- u m / max(mean(m), 1e-3),  m = (u g > 0), the mean over a layer's leaf
 
     Put it around a core, before decay and rate: `stages(adam=cautious(adam_core()), ...)`.
 
@@ -40,12 +41,13 @@ def cautious(tx: optax.GradientTransformation) -> Transformation:
     ) -> tuple[PyTree, CautiousState]:
         updates, new = inner.update(grads, state.inner, params, **extra)
 
-        def kept(u: Array, g: Array) -> Array:
+        def kept(leaf: select.Leaf, u: Array, g: Array) -> Array:
             if not u.size:
                 return u
             mask = ((u * full(jnp.conj(g)).astype(u.dtype)).real > 0).astype(jnp.float32)
-            return times(1 / jnp.maximum(jnp.mean(mask), 1e-3), u * mask.astype(u.dtype))
+            share = jnp.mean(mask, tuple(range(leaf.role.stacked, u.ndim)), keepdims=True)
+            return times(1 / jnp.maximum(share, 1e-3), u * mask.astype(u.dtype))
 
-        return jax.tree.map(kept, updates, grads), CautiousState(new)
+        return jax.tree.map(kept, select.leaves(updates), updates, grads), CautiousState(new)
 
     return Transformation(init, update, name="cautious", parts={"inner": inner})
