@@ -28,10 +28,11 @@ def test_what_is_written_trains_and_reports(tmp_path, kind, capsys):
     assert f"python {tmp_path / 'tried_out.py'} --steps 20" in out
     done = run(tmp_path, "tried_out", "--steps", "3")
     assert done.returncode == 0, done.stderr
-    assert "loss" in done.stdout.splitlines()[-2]
+    assert "loss" in done.stdout.splitlines()[-3]
     report = tmp_path / "runs" / "tried_out-001" / "report.html"
     assert done.stdout.splitlines()[-1] == f"report: {report}"
     assert report.exists()
+    assert done.stdout.splitlines()[-2] == f"card: {report.with_name('card.md')}"
     again = run(tmp_path, "tried_out", "--steps", "3", "--resume")
     assert again.returncode == 0, again.stderr
     assert again.stdout.splitlines()[-1] == f"report: {report}"  # of the same run, which was over

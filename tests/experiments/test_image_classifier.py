@@ -29,7 +29,9 @@ def test_a_few_steps_over_halves_then_wholes(monkeypatch, tmp_path):
     page = (tmp_path / "run" / "report.html").read_text()
     assert f"{round(40 * (1 - result['accuracy']))} of 40 are wrong" in page
     assert "Confusion" in page
-    assert (tmp_path / "run-half" / "metrics.jsonl").is_file()
+    card = (tmp_path / "run" / "card.md").read_text()
+    assert "| begun from | run-half, 2 steps, " in card
+    assert all(name in card for name in ("(card_held_out_images.png)", "(card_confusion.png)"))
 
 
 def test_halves_are_half_the_size_and_targets_soft_where_mixed(monkeypatch):
