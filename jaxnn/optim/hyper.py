@@ -8,7 +8,8 @@ by hand holds until it is released.
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -104,6 +105,17 @@ def check_number(where: str, name: str, value: Any, domain: Domain | None = None
     return number
 
 
+def check_whole(where: str, name: str, value: Any, least: int = 1) -> int:
+    """A setting that counts something, and is no hyperparameter: it shapes the program.
+
+    Raises:
+        ValueError: If it is no whole number, or below `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{where}: {name} is {value!r:.60}. Give a whole number, {least} or more.")
+    return int(value)
+
+
 class Hyperparameters:
     """The hyperparameters that one stage was built with: constants and schedules, checked.
 
@@ -185,24 +197,34 @@ def _injected(x: Any) -> bool:
     return hasattr(x, "hyperparams") and hasattr(x, "inner_state")
 
 
-_SILENT = ("stages", "groups", "hyper", "inner", "inner_state", "hyperparams", ".")
+_WRAPPING = ("inner", "inner_state")
+_SILENT = (*_WRAPPING, "stages", "groups", "hyper", "hyperparams", ".")
 
 
-def short_path(path: str) -> str:
+def short_path(path: str, silent: Sequence[str] = _SILENT) -> str:
     """A state path as people write it: `stages/precondition/groups/muon/hyper` is `precondition.muon`."""
-    return ".".join(part for part in path.split("/") if part not in _SILENT)
+    return ".".join(part for part in path.split("/") if part not in silent)
 
 
 def named(state: PyTree) -> dict[str, tuple[str, str]]:
-    """Every hyperparameter in a state by its full name: `precondition.adam.b2` -> (path of its node, "b2")."""
-    found: dict[str, tuple[str, str]] = {}
-    for path, node in _nodes(state):
-        values = node.values if isinstance(node, Hypers) else node
-        for name, value in values.items():
-            if hasattr(value, "dtype") or isinstance(value, float):
-                prefix = short_path(path)
-                found[f"{prefix}.{name}" if prefix else name] = (path, name)
-    return found
+    """Every hyperparameter in a state by its full name: `precondition.adam.b2` -> (path of its node, "b2").
+
+    Levels that only hold others are left out of a name, unless two names would then be one: `ema(ema(...))` has
+    `decay` and `inner.decay`.
+    """
+    held = [
+        (path, name)
+        for path, node in _nodes(state)
+        for name, value in (node.values if isinstance(node, Hypers) else node).items()
+        if hasattr(value, "dtype") or isinstance(value, float)
+    ]
+    full: dict[tuple[str, str], str] = {}
+    for silent in (_SILENT, [part for part in _SILENT if part not in _WRAPPING], ()):
+        times = Counter(full.values())
+        for path, name in held:
+            if times[full.get((path, name), "")] != 1:
+                full[path, name] = f"{short_path(path, silent)}.{name}".lstrip(".")
+    return {name: at for at, name in full.items()}
 
 
 def _resolve(state: PyTree, name: str, where: str) -> list[tuple[str, str]]:
@@ -239,13 +261,15 @@ def hyper(state: PyTree) -> dict[str, Array]:
 
 def constants(state: PyTree) -> dict[str, Array]:
     """Those of `hyper(state)` that no schedule moves, by the same names."""
-    scheduled: set[str] = set()
-    for path, node in _places(state):
-        moved = node.held if isinstance(node, Hypers) else getattr(node, "hyperparams_states", {})
-        scheduled |= {f"{short_path(path)}.{name}".lstrip(".") for name in moved}
+    nodes = dict(_places(state))
+
+    def moved(path: str, name: str) -> bool:
+        node = nodes[path]
+        return name in (node.held if isinstance(node, Hypers) else getattr(node, "hyperparams_states", {}))
+
     known = named(state)
     full = {name.rsplit(".", 1)[-1]: name for name in known} | {name: name for name in known}
-    return {name: value for name, value in hyper(state).items() if full[name] not in scheduled}
+    return {name: value for name, value in hyper(state).items() if not moved(*known[full[name]])}
 
 
 def set_hyper(state: PyTree, /, **values: float | Array | None) -> PyTree:

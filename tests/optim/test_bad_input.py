@@ -43,6 +43,10 @@ def test_a_leaf_that_matches_none():
         (lambda: optim.adamw(float("nan")), r"lr is nan"),
         (lambda: optim.adam(lambda step: -1.0), r"the schedule of lr at step 0 is -1"),
         (lambda: optim.clip_by_global_norm(0), r"max_norm is 0. Give a number > 0"),
+        (
+            lambda: optim.mars_core(optim.muon_core()),
+            r"muon has no hyperparameter b1 of its own. Give mars_core\(tx, b1",
+        ),
     ],
 )
 def test_a_value_that_makes_no_sense(make, message):

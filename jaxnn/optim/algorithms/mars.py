@@ -12,7 +12,7 @@ from jaxnn.optim.compose.matrices import layer_norm
 from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
 from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stages import stages
-from jaxnn.optim.compose.transformation import Transformation, check
+from jaxnn.optim.compose.transformation import Transformation, check, label
 from jaxnn.optim.hyper import NONNEGATIVE, POSITIVE, Hyperparameters, Hypers
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
@@ -28,7 +28,7 @@ class MarsState(NamedTuple):
 def mars_core(
     tx: optax.GradientTransformation,
     gamma: float | Schedule = 0.025,
-    b1: float | Schedule = 0.95,
+    b1: float | Schedule | None = None,
     max_norm: float | Schedule = 1.0,
 ) -> Transformation:
     """Any optimizer on variance-reduced gradients; `gamma` 0 leaves it as it is, but for the clip.
@@ -39,20 +39,27 @@ def mars_core(
     The approximate form: g_last is the last batch's gradient, and costs no second pass.
 
     Args:
-        tx: What is given c; with `b1` as its momentum's decay rate.
+        tx: What is given c.
         gamma: Strength; >= 0.
-        b1: See above.
+        b1: Decay rate of the momentum of `tx`, in [0, 1); None reads the hyperparameter `b1` of `tx`, so that there is
+            but one to set.
         max_norm: Bound of a layer's corrected gradient; > 0.
 
     Raises:
-        ValueError: If a hyperparameter is out of range.
+        ValueError: If a hyperparameter is out of range, or `tx` has no `b1` to be read.
 
     Source:
         Yuan et al. 2024, arXiv:2411.10438, Algorithms 1 and 2.
     """
     inner = check("optim.mars", "tx", tx)
     domains = {"gamma": NONNEGATIVE, "max_norm": POSITIVE}
-    hyper = Hyperparameters("optim.mars", domains=domains, gamma=gamma, b1=b1, max_norm=max_norm)
+    own = {} if b1 is None else {"b1": b1}
+    hyper = Hyperparameters("optim.mars", domains=domains, gamma=gamma, max_norm=max_norm, **own)
+    theirs = inner.hyper if isinstance(inner, Transformation) else None
+    if b1 is None and (theirs is None or "b1" not in theirs.domains):
+        raise ValueError(
+            f"optim.mars: {label(inner)} has no hyperparameter b1 of its own. Give mars_core(tx, b1=0.95)."
+        )
 
     def init(params: Params) -> MarsState:
         return MarsState(hyper.init(), jax.tree.map(lambda p: jnp.zeros_like(full(p)), params), inner.init(params))
@@ -60,7 +67,8 @@ def mars_core(
     def update(grads: PyTree, state: MarsState, params: PyTree = None, **extra: Any) -> tuple[PyTree, MarsState]:
         h, hypers = hyper.at(state.hyper)
         grads = jax.tree.map(full, grads)
-        strength = jnp.where(h.count > 1, h.gamma * h.b1 / (1 - h.b1), 0)
+        keep = h.b1 if theirs is None or b1 is not None else theirs.at(state.inner.hyper)[0].b1
+        strength = jnp.where(h.count > 1, h.gamma * keep / (1 - keep), 0)
 
         def corrected(leaf: select.Leaf, g: Array, last: Array) -> Array:
             c = g + times(strength, g - last)
@@ -76,7 +84,7 @@ def mars_core(
 
 def mars(
     lr: float | Schedule,
-    b1: float = 0.95,
+    b1: float | Schedule = 0.95,
     b2: float | Schedule = 0.99,
     eps: float | Schedule = 1e-8,
     weight_decay: float | Schedule = 0.0,
@@ -86,5 +94,5 @@ def mars(
     metrics: tuple[str, ...] = ("lr",),
 ) -> Transformation:
     """MARS-AdamW, ready to train with; decay coupled to the rate. See `mars_core`."""
-    core = mars_core(adam_core(b1, b2, eps), gamma, b1)
+    core = mars_core(adam_core(b1, b2, eps), gamma)
     return stages(mars=core, decay=decay(weight_decay, where=where), lr=scale_by_lr(lr), metrics=metrics)

@@ -21,7 +21,7 @@ from jaxnn.report import html_table, text_table
 from jaxnn.typing import PyTree
 
 Key = tuple[str, str, str | None, str]
-Written = dict[str, Any]
+Written = dict[str, list[Any]]
 _SAME = {  # states of optax that are ours by another name
     "schedule": "lr",
     "learningrate": "lr",
@@ -184,10 +184,11 @@ def _has_moments(target: Place, targets: list[Place]) -> bool:
 def _refusal(source: Place | str | None, target: Place, written: tuple[Written, Written]) -> str | None:
     """Why a leaf stays as at the beginning; None where it is carried over."""
     if target.scalar and target.owner != "Metrics" and not _is_count(target):
-        now = written[1].get(_hyper_name(target), "its own")
-        before = written[0].get(_hyper_name(source), "its own") if isinstance(source, Place) else None
+        now = written[1].get(_hyper_name(target), ["its own"])
+        before = written[0].get(_hyper_name(source), ["its own"]) if isinstance(source, Place) else None
         if before != now:
-            return f"the new one writes {now if isinstance(now, str) else format(now, 'g')}"
+            shown = " and ".join(value if isinstance(value, str) else f"{value:g}" for value in now)
+            return f"the new one writes {shown}"
     if source is None:
         return "no counterpart"
     if isinstance(source, str):
@@ -209,10 +210,14 @@ def _hyper_name(place: Place) -> str:
 
 
 def _written(tx: optax.GradientTransformation) -> Written:
-    """Full name of each hyperparameter -> what was written: a number, or "a schedule"."""
+    """Full name of each hyperparameter -> what was written: a number, or "a schedule".
+
+    Several where a wrapper's has the name of one that it wraps.
+    """
     found: Written = {}
     for path, part in walk(tx):
         if isinstance(part, Transformation) and part.hyper is not None:
             values = {**part.hyper.constants, **dict.fromkeys(part.hyper.schedules, "a schedule")}
-            found |= {f"{path}.{name}".lstrip("."): value for name, value in values.items()}
+            for name, value in values.items():
+                found.setdefault(short_path(f"{path}.{name}".lstrip(".").replace(".", "/")), []).append(value)
     return found

@@ -48,6 +48,16 @@ def test_a_stage_is_added_and_another_renamed():
     jax.jit(new.update)(PARAMS, moved, PARAMS)
 
 
+def test_what_is_written_inside_a_wrapper_is_seen():
+    old, new = (optim.stages(a=optim.cautious(optim.adam_core(b1)), lr=optim.scale_by_lr(1e-2)) for b1 in (0.9, 0.5))
+    moved, report = optim.migrate(after(old), old, new, PARAMS)
+    assert float(optim.hyper(moved)["b1"]) == 0.5
+    assert report.initialised["stages/a/inner/hyper/values/b1"] == "the new one writes 0.5"
+    twice = optim.ema(optim.ema(new, 0.9), 0.99), optim.ema(optim.ema(new, 0.8), 0.99)
+    _, report = optim.migrate(after(twice[0]), *twice, PARAMS)
+    assert report.initialised["inner/hyper/values/decay"] == "the new one writes 0.99 and 0.8"
+
+
 def test_from_an_optax_chain():
     old = optax.chain(
         optax.clip_by_global_norm(1.0), optax.scale_by_adam(), optax.scale_by_learning_rate(lambda t: 1e-2)
