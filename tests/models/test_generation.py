@@ -75,6 +75,22 @@ def test_logits_from_a_cache_are_those_of_the_whole_text(settings):
         np.testing.assert_allclose(got[i, s:], want[i], atol=1e-5 * np.abs(want[i]).max())
 
 
+def test_a_full_cache_is_refused_or_reads_nan_and_overwrites_no_slot(model):
+    gpt, params = model
+    tokens = np.arange(8, dtype=np.int32)[None]
+    step = lambda cache, ids: gpt.apply({"params": params}, ids, cache=cache)  # noqa: E731
+    _, cache = step(init_cache(gpt.config, 1, 6), tokens[:, :4])
+    with pytest.raises(ValueError, match="4 more positions for 6 slots, 4 of which are filled"):
+        step(cache, tokens[:, 4:])
+    with pytest.raises(ValueError, match="8 more positions for 6 slots"):
+        jax.jit(step)(cache, tokens)
+    traced = jax.jit(step)
+    _, cache = traced(cache, tokens[:, 4:6])
+    _, full = traced(cache, tokens[:, 6:])
+    assert np.isfinite(cache.keys[0]).all()
+    assert np.isnan(traced(full, tokens[:, :1])[0]).all()
+
+
 @pytest.mark.parametrize("settings", [pytest.param(ROTARY, marks=pytest.mark.slow), LEARNED])
 def test_prompts_of_any_lengths_give_what_each_gives_alone_and_what_no_cache_gives(settings):
     gpt, params = make(**settings)

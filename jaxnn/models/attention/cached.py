@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -37,18 +38,33 @@ class Cache(NamedTuple):
         return jnp.maximum(span(self.filled, count)[None] - self.start[:, None], 0)
 
     def written(self, keys: Any, values: Any) -> "Cache":
-        """The cache with the next slots' keys and values in it: [B, T, K, D] a layer, or stacked, like its own."""
+        """The cache with the next slots' keys and values in it: [B, T, K, D] a layer, or stacked, like its own.
+
+        Raises:
+            ValueError: If they are more than the free slots. Where `filled` is traced they are NaN instead, and so is
+                what is read of them: no slot is overwritten unseen.
+        """
+        layered = isinstance(self.keys, tuple)
+        count, slots = (keys[0] if layered else keys).shape[-3], (self.keys[0] if layered else self.keys).shape[-2]
+        known = not isinstance(self.filled, jax.core.Tracer)
+        if count > slots or (known and int(self.filled) + count > slots):
+            used = f"{int(self.filled)} of which are filled" if known else "some of which may be filled"
+            raise ValueError(
+                f"attention.Cache: {count} more positions for {slots} slots, {used}. Tried: a free slot for each. "
+                f"Make the cache with as many slots as the whole text has positions."
+            )
 
         def write(old: Array, new: Array) -> Array:
             zero = jnp.zeros((), jnp.int32)
             at = (zero,) * (old.ndim - 2) + (jnp.asarray(self.filled, jnp.int32), zero)
-            return lax.dynamic_update_slice(old, jnp.swapaxes(new, -2, -3).astype(old.dtype), at)
+            new = jnp.swapaxes(new, -2, -3).astype(old.dtype)
+            if not known:
+                new = jnp.where(self.filled + count > slots, jnp.nan, new)
+            return lax.dynamic_update_slice(old, new, at)
 
-        if isinstance(self.keys, tuple):
-            count = keys[0].shape[-3]
+        if layered:
             now_keys, now_values = tuple(map(write, self.keys, keys)), tuple(map(write, self.values, values))
         else:
-            count = keys.shape[-3]
             now_keys, now_values = write(self.keys, keys), write(self.values, values)
         return Cache(now_keys, now_values, self.start, self.filled + count)
 
