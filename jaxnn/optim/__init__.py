@@ -33,8 +33,11 @@ from jaxnn.optim.algorithms.ademamix import ademamix_core as ademamix_core
 from jaxnn.optim.algorithms.ademamix import alpha_warmup as alpha_warmup
 from jaxnn.optim.algorithms.ademamix import b3_warmup as b3_warmup
 from jaxnn.optim.algorithms.layerwise import lamb as lamb
+from jaxnn.optim.algorithms.layerwise import lamb_core as lamb_core
 from jaxnn.optim.algorithms.layerwise import lars as lars
+from jaxnn.optim.algorithms.layerwise import lars_core as lars_core
 from jaxnn.optim.algorithms.lbfgs import lbfgs as lbfgs
+from jaxnn.optim.algorithms.lbfgs import lbfgs_core as lbfgs_core
 from jaxnn.optim.algorithms.lion import lion as lion
 from jaxnn.optim.algorithms.lion import lion_core as lion_core
 from jaxnn.optim.algorithms.mars import mars as mars
@@ -55,6 +58,7 @@ from jaxnn.optim.algorithms.psgd import psgd_kron as psgd_kron
 from jaxnn.optim.algorithms.psgd import psgd_kron_core as psgd_kron_core
 from jaxnn.optim.algorithms.rmsprop import rmsprop as rmsprop
 from jaxnn.optim.algorithms.rmsprop import rmsprop_core as rmsprop_core
+from jaxnn.optim.algorithms.schedule_free import schedule_free as schedule_free
 from jaxnn.optim.algorithms.schedule_free import schedule_free_adamw as schedule_free_adamw
 from jaxnn.optim.algorithms.schedule_free import schedule_free_radam as schedule_free_radam
 from jaxnn.optim.algorithms.schedule_free import schedule_free_sgd as schedule_free_sgd

@@ -14,15 +14,15 @@ from jaxnn.typing import Array, Params, PyTree, Schedule
 
 
 class AdamState(NamedTuple):
-    """First and second moments, float32 (complex leaves: `mu` complex, `nu` of the modulus)."""
+    """First and second moments, float32 (complex leaves: `mu` complex, `nu` of the modulus); `mu` None without b1."""
 
     hyper: Hypers
-    mu: Params
+    mu: Params | None
     nu: Params
 
 
 def adam_core(
-    b1: float | Schedule = 0.9,
+    b1: float | Schedule | None = 0.9,
     b2: float | Schedule = 0.999,
     eps: float | Schedule = 1e-8,
     *,
@@ -36,37 +36,40 @@ def adam_core(
     u  <- (mu / (1 - b1^t)) / (sqrt(nu / (1 - b2^t)) + eps)
 
     Args:
-        b1: Decay rate of `mu`, in [0, 1).
+        b1: Decay rate of `mu`, in [0, 1). None is 0 and keeps no `mu`: for what has a momentum of its own around it.
         b2: Decay rate of `nu`, in [0, 1).
         eps: Added outside the root; >= 0.
         bias_correction: Divide by 1 - b^t; without it, the form that many texts print.
         nesterov: Use b1 mu + (1 - b1) g in mu's place (Dozat 2016, NAdam).
 
     Raises:
-        ValueError: If a hyperparameter is out of range.
+        ValueError: If a hyperparameter is out of range, or Nesterov's is asked for without `b1`.
 
     Source:
         Kingma & Ba 2015, arXiv:1412.6980, Algorithm 1.
     """
-    hyper = Hyperparameters("optim.adam", b1=b1, b2=b2, eps=eps)
+    if b1 is None and nesterov:
+        raise ValueError("optim.adam: nesterov looks ahead along the momentum, and b1 is None. Give b1=0.9, say.")
+    hyper = Hyperparameters("optim.adam", **({} if b1 is None else {"b1": b1}), b2=b2, eps=eps)
 
     def init(params: Params) -> AdamState:
-        mu = jax.tree.map(lambda p: jnp.zeros_like(full(p)), params)
+        mu = None if b1 is None else jax.tree.map(lambda p: jnp.zeros_like(full(p)), params)
         return AdamState(hyper.init(), mu, jax.tree.map(lambda p: jnp.zeros_like(full(p).real), params))
 
     def update(grads: PyTree, state: AdamState, params: PyTree = None, **extra: Any) -> tuple[PyTree, AdamState]:
         del params, extra
         h, hypers = hyper.at(state.hyper)
-        new1, new2 = 1 - h.b1, 1 - h.b2
+        keep1 = h.get("b1", jnp.zeros((), jnp.float32))
+        new1, new2 = 1 - keep1, 1 - h.b2
 
         def first(g: Array, m: Array) -> Array:
-            return times(h.b1, m) + times(new1, g if g.dtype == m.dtype else g.astype(m.dtype))
+            return times(keep1, m) + times(new1, g if g.dtype == m.dtype else g.astype(m.dtype))
 
-        mu = jax.tree.map(first, grads, state.mu)
+        mu = None if b1 is None else jax.tree.map(first, grads, state.mu)
         nu = jax.tree.map(lambda g, v: times(h.b2, v) + times(new2, squared(g, v)), grads, state.nu)
-        ahead = jax.tree.map(first, grads, mu) if nesterov else mu
+        ahead = jax.tree.map(full, grads) if mu is None else jax.tree.map(first, grads, mu) if nesterov else mu
         one = jnp.ones((), jnp.float32)
-        c1, c2 = (1 - h.b1**h.count, 1 - h.b2**h.count) if bias_correction else (one, one)
+        c1, c2 = (1 - keep1**h.count, 1 - h.b2**h.count) if bias_correction else (one, one)
         ratio, eps = c1 / jnp.sqrt(c2), c1 * h.eps
 
         # mu/c1 / (sqrt(nu/c2) + eps) with one division an element

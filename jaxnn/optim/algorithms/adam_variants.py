@@ -13,12 +13,14 @@ from jaxnn.optim.hyper import NONNEGATIVE, Hyperparameters, Hypers
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 
-def _moments(grads: PyTree, state: Any, b1: Array, b2: Array) -> tuple[PyTree, PyTree]:
+def moments(grads: PyTree, state: Any, b1: Array, b2: Array) -> tuple[PyTree, PyTree]:
+    """Adam's `mu` and `nu` after another gradient."""
     mu = jax.tree.map(lambda g, m: times(b1, m) + times(1 - b1, g.astype(m.dtype)), grads, state.mu)
     return mu, jax.tree.map(lambda g, v: times(b2, v) + times(1 - b2, squared(g, v)), grads, state.nu)
 
 
-def _zeros(params: Params) -> tuple[PyTree, PyTree]:
+def zeros(params: Params) -> tuple[PyTree, PyTree]:
+    """Adam's `mu` and `nu` before the first: float32 at least, of complex leaves complex and real."""
     mu = jax.tree.map(lambda p: jnp.zeros_like(full(p)), params)
     return mu, jax.tree.map(lambda p: jnp.zeros_like(full(p).real), params)
 
@@ -52,13 +54,13 @@ def amsgrad_core(
     hyper = Hyperparameters("optim.amsgrad", b1=b1, b2=b2, eps=eps)
 
     def init(params: Params) -> AMSGradState:
-        mu, nu = _zeros(params)
-        return AMSGradState(hyper.init(), mu, nu, _zeros(params)[1])
+        mu, nu = zeros(params)
+        return AMSGradState(hyper.init(), mu, nu, zeros(params)[1])
 
     def update(grads: PyTree, state: AMSGradState, params: PyTree = None, **extra: Any) -> tuple[PyTree, AMSGradState]:
         del params, extra
         h, hypers = hyper.at(state.hyper)
-        mu, nu = _moments(grads, state, h.b1, h.b2)
+        mu, nu = moments(grads, state, h.b1, h.b2)
         largest = jax.tree.map(jnp.maximum, state.nu_max, nu)
         c1, c2 = 1 - h.b1**h.count, 1 - h.b2**h.count
         out = jax.tree.map(
@@ -102,12 +104,12 @@ def nadam_core(
     hyper = Hyperparameters("optim.nadam", domains=domains, b1=b1, b2=b2, eps=eps, momentum_decay=momentum_decay)
 
     def init(params: Params) -> NAdamState:
-        return NAdamState(hyper.init(), *_zeros(params), jnp.ones((), jnp.float32))
+        return NAdamState(hyper.init(), *zeros(params), jnp.ones((), jnp.float32))
 
     def update(grads: PyTree, state: NAdamState, params: PyTree = None, **extra: Any) -> tuple[PyTree, NAdamState]:
         del params, extra
         h, hypers = hyper.at(state.hyper)
-        mu, nu = _moments(grads, state, h.b1, h.b2)
+        mu, nu = moments(grads, state, h.b1, h.b2)
         at = lambda t: h.b1 * (1 - 0.5 * 0.96 ** (t * h.momentum_decay))  # noqa: E731
         now, ahead = at(h.count), at(h.count + 1)
         product = state.product * now
@@ -152,12 +154,12 @@ def radam_core(
     hyper = Hyperparameters("optim.radam", b1=b1, b2=b2, eps=eps)
 
     def init(params: Params) -> AdamState:
-        return AdamState(hyper.init(), *_zeros(params))
+        return AdamState(hyper.init(), *zeros(params))
 
     def update(grads: PyTree, state: AdamState, params: PyTree = None, **extra: Any) -> tuple[PyTree, AdamState]:
         del params, extra
         h, hypers = hyper.at(state.hyper)
-        mu, nu = _moments(grads, state, h.b1, h.b2)
+        mu, nu = moments(grads, state, h.b1, h.b2)
         c1, root = 1 - h.b1**h.count, jnp.sqrt(1 - h.b2**h.count)
         trusted, factor = rectification(h.b2, h.count)
 

@@ -11,7 +11,7 @@ from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
 from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import Transformation
-from jaxnn.optim.hyper import POSITIVE, Domain, Hyperparameters, Hypers, check_number
+from jaxnn.optim.hyper import POSITIVE, Domain, Hyperparameters, Hypers, check_number, check_whole
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 
@@ -69,7 +69,7 @@ def psgd_kron_core(
         fit_lr: Rate of the factors; > 0.
         fit_share: Share of the updates at which the factors are updated, in (0, 1].
         initial: P's first scale; > 0.
-        max_dim: Longest side that has a triangular factor.
+        max_dim: Longest side that has a triangular factor; >= 0.
         balance_every: Updates of the factors after which both are given the same largest element; it keeps P.
         noise: (update's number, shape) -> V, float32.
 
@@ -83,8 +83,8 @@ def psgd_kron_core(
     domains = {"fit_lr": POSITIVE, "fit_share": Domain(low=0, high=1, low_open=True)}
     hyper = Hyperparameters(where, domains=domains, b1=b1, fit_lr=fit_lr, fit_share=fit_share)
     start = check_number(where, "initial", initial, POSITIVE)
-    balance_every = int(check_number(where, "balance_every", balance_every, POSITIVE))
-    check_number(where, "max_dim", max_dim)
+    balance_every = check_whole(where, "balance_every", balance_every)
+    max_dim = check_whole(where, "max_dim", max_dim, 0)
 
     def factor(view: View, side: int, dtype: Any) -> Array:
         d = (view.rows, view.cols)[side]

@@ -14,7 +14,7 @@ from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
 from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import Context, Transformation, apply_part, check
-from jaxnn.optim.hyper import POSITIVE, SHARE, Hyperparameters, Hypers, check_number
+from jaxnn.optim.hyper import POSITIVE, SHARE, Hyperparameters, Hypers, check_number, check_whole
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 ADAM = adam_core(0.9, 0.999)
@@ -77,8 +77,8 @@ def shampoo_core(
     """
     where = "optim.shampoo"
     hyper = Hyperparameters(where, domains={"b2": SHARE}, b1=b1, b2=b2, eps=eps)
-    block = int(check_number(where, "block", block, POSITIVE))
-    every = int(check_number(where, "every", every, POSITIVE))
+    block = check_whole(where, "block", block)
+    every = check_whole(where, "every", every)
     power = None if exponent is None else check_number(where, "exponent", exponent, POSITIVE)
     grafted = None if graft is None else check(where, "graft", graft)
 

@@ -10,7 +10,7 @@ from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
 from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import Transformation
-from jaxnn.optim.hyper import POSITIVE, Hyperparameters, Hypers, check_number
+from jaxnn.optim.hyper import Hyperparameters, Hypers, check_whole
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 
@@ -56,7 +56,7 @@ def soap_core(
         b2: Decay rate of `nu` and of the statistics, in [0, 1).
         eps: Added outside the root; >= 0.
         every: Updates between two bases; 1 is nearest to Shampoo. It costs a QR of each side.
-        max_dim: Longest side that has a basis: memory and time grow with its square and cube.
+        max_dim: Longest side that has a basis, >= 0: memory and time grow with its square and cube.
 
     Raises:
         ValueError: If a hyperparameter is out of range.
@@ -67,8 +67,8 @@ def soap_core(
     """
     where = "optim.soap"
     hyper = Hyperparameters(where, b1=b1, b2=b2, eps=eps)
-    every = int(check_number(where, "every", every, POSITIVE))
-    check_number(where, "max_dim", max_dim)
+    every = check_whole(where, "every", every)
+    max_dim = check_whole(where, "max_dim", max_dim, 0)
 
     def sides(view: View, dtype: Any) -> tuple[bool, bool]:
         whole = view.ndim >= 2 and not jnp.issubdtype(dtype, jnp.complexfloating)

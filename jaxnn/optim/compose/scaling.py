@@ -205,14 +205,21 @@ def _share_of_peak(context: Context | None) -> Array:
     return jnp.where(peak > 0, context.lr / jnp.where(peak > 0, peak, 1), 0)
 
 
-def stateless(fn: Callable[[PyTree, PyTree], PyTree], name: str) -> Transformation:
-    """A stage without state: `fn(updates, params) -> updates`."""
+def stateless(fn: Callable[[PyTree, PyTree], PyTree], name: str, *, descends: bool | None = None) -> Transformation:
+    """A stage without state: `fn(updates, params) -> updates`.
+
+    Args:
+        fn: What it does.
+        name: What summaries and errors call it.
+        descends: Whether it turns the direction downhill, as a rate does; None where that is not known.
+    """
+    facts = {"opaque": True} if descends is None else {"descends": descends}
 
     def update(updates: PyTree, state: tuple[()], params: PyTree = None, **extra: Any) -> tuple[PyTree, tuple[()]]:
         del extra
         return fn(updates, params), state
 
-    return Transformation(lambda params: (), update, name=name, facts={"opaque": True})
+    return Transformation(lambda params: (), update, name=name, facts=facts)
 
 
 frozen = stateless(lambda updates, params: jax.tree.map(jnp.zeros_like, updates), "frozen")

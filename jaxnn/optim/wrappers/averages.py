@@ -9,7 +9,7 @@ import optax
 from jaxnn.optim.compose.evaluated import over
 from jaxnn.optim.compose.scaling import full, times
 from jaxnn.optim.compose.transformation import Transformation, check
-from jaxnn.optim.hyper import DECAY_RATE, NONNEGATIVE, SHARE, Hyperparameters, Hypers
+from jaxnn.optim.hyper import DECAY_RATE, NONNEGATIVE, SHARE, Hyperparameters, Hypers, check_whole
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 
@@ -77,6 +77,8 @@ def ema(tx: optax.GradientTransformation, decay: float | Schedule = 0.999) -> Tr
 def tail_average(tx: optax.GradientTransformation, start: int) -> Transformation:
     """The mean of the parameters after every update from number `start` (from 0) on; before it, the parameters.
 
+    a <- a + x_t,  n <- n + 1  where t > start, x_t the parameters after update t = 1, 2, ...;  evaluated at a / n
+
     Args:
         tx: The whole optimizer, its rate included.
         start: >= 0. Hyperparameter `start`.
@@ -105,7 +107,9 @@ class LookaheadState(NamedTuple):
 
 
 def lookahead(tx: optax.GradientTransformation, k: int = 5, alpha: float | Schedule = 0.5) -> Transformation:
-    """Slow parameters that every `k` updates go `alpha` of the way to the fast ones, which then start from there.
+    """Slow parameters s that every `k` updates go `alpha` of the way to the fast ones x, which then start from there.
+
+    x <- x + u, u the update of `tx`;  where k divides t:  s <- s + alpha (x - s),  x <- s;  evaluated at s
 
     Args:
         tx: The whole optimizer, its rate included; its own state goes on.
@@ -119,8 +123,7 @@ def lookahead(tx: optax.GradientTransformation, k: int = 5, alpha: float | Sched
         Zhang et al. 2019, arXiv:1907.08610, Algorithm 1.
     """
     inner = check("optim.lookahead", "tx", tx)
-    if isinstance(k, bool) or int(k) != k or k < 1:
-        raise ValueError(f"optim.lookahead: k is {k!r}. Give a whole number of updates, 1 or more.")
+    k = check_whole("optim.lookahead", "k", k)
     hyper = Hyperparameters("optim.lookahead", domains={"alpha": SHARE}, alpha=alpha)
 
     def init(params: Params) -> LookaheadState:
