@@ -16,6 +16,7 @@ from jaxnn import rng, sharding
 from jaxnn.models.attention import attention
 from jaxnn.models.blocks import layer
 from jaxnn.models.layers import Dense, Embed, LayerNorm, along_last, declare, rows_of
+from jaxnn.models.sizes import divisors
 from jaxnn.tree import describe
 from jaxnn.typing import Array
 
@@ -95,7 +96,7 @@ class BERTConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{where}: {name}={getattr(self, name)!r}. Tried: a count. Write 0 or more.")
         if self.width % self.heads:
-            fits = [h for h in range(1, self.width + 1) if self.width % h == 0 and h <= 2 * self.heads]
+            fits = divisors(self.width, 2 * self.heads)
             raise ValueError(
                 f"{where}: heads={self.heads} do not divide width={self.width}. Tried: equal heads. Write heads as "
                 f"one of {fits}."

@@ -8,6 +8,7 @@ import jax
 
 from jaxnn.models.attention import RotaryScaling
 from jaxnn.models.attention.call import FORMS, Form
+from jaxnn.models.sizes import divisors
 
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "tiny": {"layers": 2, "heads": 2, "width": 64, "length": 64},
@@ -97,13 +98,13 @@ class GPTConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"models.GPTConfig: {name}={getattr(self, name)!r}. Tried: a size. Write at least 1.")
         if self.head_width is None and self.width % self.heads:
-            fits = [h for h in range(1, self.width + 1) if self.width % h == 0 and h <= 2 * self.heads]
+            fits = divisors(self.width, 2 * self.heads)
             raise ValueError(
                 f"models.GPTConfig: heads={self.heads} do not divide width={self.width}. Tried: equal heads. "
                 f"Write heads as one of {fits}."
             )
         if self.heads % self.key_heads:
-            fits = [h for h in range(1, self.heads + 1) if self.heads % h == 0]
+            fits = divisors(self.heads, self.heads)
             raise ValueError(
                 f"models.GPTConfig: kv_heads={self.kv_heads} do not divide heads={self.heads}. Tried: equal groups. "
                 f"Write kv_heads as one of {fits}."

@@ -16,6 +16,7 @@ from jaxnn import rng, sharding
 from jaxnn.models.attention import attention
 from jaxnn.models.blocks import layer
 from jaxnn.models.layers import Dense, LayerNorm, declare
+from jaxnn.models.sizes import divisors
 from jaxnn.models.vision import check_choice, check_input, check_rate, check_sizes, preset
 from jaxnn.tree import describe
 from jaxnn.typing import Array
@@ -81,7 +82,7 @@ class ViTConfig:
         for part, whole in (("patch", "image"), ("heads", "width")):
             a, b = getattr(self, part), getattr(self, whole)
             if b % a:
-                fits = [n for n in range(1, b + 1) if b % n == 0 and n <= 2 * a]
+                fits = divisors(b, 2 * a)
                 raise ValueError(
                     f"models.ViTConfig: {part}={a} does not divide {whole}={b}. Tried: equal parts. Write {part} as "
                     f"one of {fits}."
