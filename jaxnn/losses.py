@@ -10,8 +10,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxnn import lookups
 from jaxnn.tree import describe
 from jaxnn.typing import Array
+
+_CLASSES = "Give the model an output for each class, number classes from 0, or give weights that are 0 there."
 
 
 def _wide(x: Array) -> Array:
@@ -102,8 +105,9 @@ def cross_entropy(logits: Array, targets: Array, label_smoothing: float = 0.0) -
     Args:
         logits: Floats [B, ..., C], unnormalised; accumulated in float32 at least.
         targets: Integer classes [B, ...], or float probabilities [B, ..., C] that sum to 1 over C; told apart by dtype,
-            and the rank must agree. Classes must lie in [0, C): values cannot be checked while tracing, so a class of C
-            or more gives NaN, and a negative one counts from the end as NumPy indices do. Mask padding instead.
+            and the rank must agree. Classes must lie in [0, C), where they weigh something: `fit` and `evaluate`
+            refuse others; elsewhere a class of C or more gives NaN, and a negative one counts from the end as NumPy
+            indices do.
         label_smoothing: Share of the probability spread evenly over all classes, in [0, 1).
 
     Returns:
@@ -117,7 +121,7 @@ def cross_entropy(logits: Array, targets: Array, label_smoothing: float = 0.0) -
         Label smoothing: Szegedy et al. 2016, arXiv:1512.00567, section 7.
     """
     _check_smoothing("cross_entropy", label_smoothing)
-    logits, targets = jnp.asarray(logits), jnp.asarray(targets)
+    given_targets, logits, targets = targets, jnp.asarray(logits), jnp.asarray(targets)
     given = f"losses.cross_entropy: logits {describe(logits)} against targets {describe(targets)}"
     if logits.ndim == 0:
         raise ValueError(f"{given}. Tried: logits [B, ..., C]. Give the logits a class axis.")
@@ -132,6 +136,7 @@ def cross_entropy(logits: Array, targets: Array, label_smoothing: float = 0.0) -
         if targets.shape != logits.shape[:-1]:
             fix = "targets[..., 0]" if targets.shape == (*logits.shape[:-1], 1) else "one class per row of logits"
             raise ValueError(f"{given}. Tried: integer classes {list(logits.shape[:-1])}. Write {fix}.")
+        lookups.notice(given_targets, lookups.Lookup(classes, "losses.cross_entropy: classes", _CLASSES, weighed=True))
         values = optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets)
         if label_smoothing:
             even = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)

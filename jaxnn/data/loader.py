@@ -111,6 +111,7 @@ class Loader:
         depth: int = 2,
         process_index: int = 0,
         process_count: int = 1,
+        check: Callable[[dict[str, HostArray], int], None] | None = None,
     ):
         """Starts the thread.
 
@@ -124,6 +125,7 @@ class Loader:
             depth: Batches held ready; each costs a batch of device memory.
             process_index: This process; it reads its contiguous rows of the global batch.
             process_count: Processes that share the global batch.
+            check: `check(batch, data_step)` looks at each host batch; what it raises, the consumer gets in its place.
 
         Raises:
             ValueError: If `depth` is not positive, a step is negative or there is no such process.
@@ -137,7 +139,14 @@ class Loader:
         process_slice(np.zeros(process_count, np.int64), process_index, process_count)
         self.wait_s = 0.0
         part = (process_index, process_count)
-        self._make = lambda row, step: place(host_batch(source, row, step, part))
+
+        def make(row: HostArray, step: int) -> Any:
+            batch = host_batch(source, row, step, part)
+            if check is not None:
+                check(batch, step)
+            return place(batch)
+
+        self._make = make
         self._ids, self._start, self._stop, self._depth = ids, start, stop, depth
         self._ready: collections.deque[tuple[int, Any]] = collections.deque()
         self._changed = threading.Condition()

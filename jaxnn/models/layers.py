@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxnn import tree
+from jaxnn import lookups, tree
 from jaxnn.models.batch_norm import BatchNorm as BatchNorm
 from jaxnn.models.declared import Declared as Declared
 from jaxnn.models.declared import Initializer as Initializer
@@ -75,7 +75,8 @@ def rows_of(table: Array, ids: Array, what: str, advice: str) -> Array:
     if 0 in ids.shape:
         raise ValueError(f"{what} are {tree.describe(ids)}. Tried: at least one. Leave empty texts out.")
     count = table.shape[0]
-    if not isinstance(ids, jax.core.Tracer):
+    noticed = lookups.notice(ids, lookups.Lookup(count, what, advice))
+    if not noticed and not isinstance(ids, jax.core.Tracer):
         low, high = np.asarray(ids).min(), np.asarray(ids).max()
         if low < 0 or high >= count:
             raise ValueError(f"{what} {tree.describe(ids)} are {low} to {high}. Tried: ids in [0, {count}). {advice}")
@@ -88,8 +89,8 @@ class Embed(nn.Module):
     """A table [vocab, features], read by token and, where it is tied to the head, used as the output matrix.
 
     Attributes:
-        vocab: Number of tokens. An id out of range is an error where its value is known, as that of the first batch of
-            `fit`; where it is being traced, it reads NaN.
+        vocab: Number of tokens. An id out of range is an error where its value is known, and in the data of `fit`,
+            `evaluate` and `predict` where it comes to the layer as it is; where it is being traced, it reads NaN.
         features: E.
         embedding_init: Of the table.
         matmul_dtype: Of the products in `attend`.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from jaxnn import rng, sharding
+from jaxnn import lookups, rng, sharding
 from jaxnn.models import rnn
 from jaxnn.models.layers import Dense, Embed
 from jaxnn.models.rnn import RNN, Cell, GRUCell
@@ -288,4 +288,7 @@ class SideBySide(nn.Module):
 
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Logits [B, T, V]; the network's parameters are at "net"."""
-        return self.net(x[:, : self.length], x[:, self.length :], train=train)
+        sides = x[:, : self.length], x[:, self.length :]
+        for side in sides:
+            lookups.part_of(side, x)
+        return self.net(*sides, train=train)

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 import optax
 
-from jaxnn import tree
+from jaxnn import lookups, tree
 from jaxnn.core import State, Task
 from jaxnn.core.state import abstract
 from jaxnn.core.step import check_step, trace_step
+from jaxnn.train import values
 from jaxnn.typing import Batch, Strategy
 
 OURS = ("data.", "losses.", "metrics.", "layers.", "models.", "rng.", "sharding.", "train", "Task", "GPT", "MLP", "CNN")
@@ -130,8 +131,8 @@ def _abstract_key() -> Any:
 
 
 def _ids(batch: Batch) -> Batch:
-    """The batch's token ids, labels and the like as they are: a model that is traced with their values refuses those
-    that its tables have not."""
+    """The batch's token ids, labels and the like as they are: a model that is traced with them says of these very
+    arrays what it looks them up in."""
     found = {name: x for name, x in batch.items() if isinstance(x, np.ndarray) and x.ndim <= 2 and x.dtype.kind in "iu"}
     # Put, not converted, by jax: that would compile.
     return {name: jax.device_put(x.astype(jax.dtypes.canonicalize_dtype(x.dtype))) for name, x in found.items()}
@@ -141,11 +142,14 @@ def init_shapes(where: str, task: Task, batch: Batch) -> Any:
     """The shapes of a task's variables for this batch.
 
     Raises:
-        ValueError: If the model rejects the batch.
+        ValueError: If the model rejects the batch, or has no row for one of its ids.
     """
     key, ids = _abstract_key(), _ids(batch)
     try:
-        return jax.eval_shape(lambda k, b: task.init(k, {**b, **ids}), key, abstract(batch))
+        with lookups.noticing(ids) as found:
+            shapes = jax.eval_shape(lambda k, b: task.init(k, {**b, **ids}), key, abstract(batch))
+        values.within(where, batch, found, "the first batch")
+        return shapes
     except Exception as error:  # flax's own error classes share no base but Exception
         if _ours(error) and isinstance(error, TypeError | ValueError):
             raise
@@ -197,23 +201,25 @@ def _own_parameters(where: str, task: Task, state: State, batch: Batch) -> None:
         )
 
 
-def loss_shapes(where: str, task: Task, variables: Any, batch: Batch) -> list[str]:
-    """Traces the task's loss on shapes and checks what it gives; the names of the values that it reports.
+def loss_shapes(where: str, task: Task, variables: Any, batch: Batch) -> tuple[list[str], values.Lookups]:
+    """Traces the task's loss on shapes and checks what it gives; the names of the values that it reports, and what it
+    looks up of a batch.
 
     Raises:
         ValueError: If the loss fails on the batch, or gives something that is not a scalar.
     """
     key, ids = _abstract_key(), _ids(batch)
     batch = abstract(batch)
-    loss = call(
-        where,
-        "the loss",
-        batch,
-        lambda v, b, k: task.loss(v[0], v[1], {**b, **ids}, k, True),
-        variables,
-        batch,
-        key,
-    )
+    with lookups.noticing(ids) as found:
+        loss = call(
+            where,
+            "the loss",
+            batch,
+            lambda v, b, k: task.loss(v[0], v[1], {**b, **ids}, k, True),
+            variables,
+            batch,
+            key,
+        )
     for name in ("total", "weight", "penalty"):
         value = getattr(loss, name, None)
         if value is None or getattr(value, "shape", ()) != ():
@@ -227,7 +233,7 @@ def loss_shapes(where: str, task: Task, variables: Any, batch: Batch) -> list[st
             f"{where}: the loss changes the model state (before against after): {'; '.join(changes[:4])}. "
             "Keep its structure, shapes and dtypes."
         )
-    return ["loss", *loss.sums]
+    return ["loss", *loss.sums], found
 
 
 def traced_step(where: str, step: Any, state: State, batch: Batch, strategy: Strategy) -> tuple[Any, Any]:
@@ -246,22 +252,22 @@ def traced_step(where: str, step: Any, state: State, batch: Batch, strategy: Str
         raise ValueError(f"{where}: the train step fails on a batch of {_shapes(batch)}: {reason(error)}.") from error
 
 
-def task_accepts(where: str, task: Task, state: State, batch: Batch) -> None:
-    """Checks that a trained task can evaluate this batch; compiles nothing."""
+def task_accepts(where: str, task: Task, state: State, batch: Batch) -> values.Lookups:
+    """Checks that a trained task can evaluate batches of these shapes; compiles nothing. Gives what it looks up."""
     try:
-        loss_shapes(where, task, abstract((state.params, state.model_state)), batch)
+        return loss_shapes(where, task, abstract((state.params, state.model_state)), batch)[1]
     except Exception:
         _own_parameters(where, task, state, batch)
         raise
 
 
-def predict_accepts(where: str, task: Task, state: State, batch: Batch) -> None:
-    """Checks that a trained task can predict for this batch; compiles nothing."""
+def predict_accepts(where: str, task: Task, state: State, batch: Batch) -> values.Lookups:
+    """Checks that a trained task can predict for batches of these shapes; compiles nothing. Gives what it looks up."""
     variables, ids = abstract((state.params, state.model_state)), _ids(batch)
+    predict = lambda v, b: task.predict(v[0], v[1], {**b, **ids})  # noqa: E731
     try:
-        outputs = call(
-            where, "the model", batch, lambda v, b: task.predict(v[0], v[1], {**b, **ids}), variables, abstract(batch)
-        )
+        with lookups.noticing(ids) as found:
+            outputs = call(where, "the model", batch, predict, variables, abstract(batch))
     except Exception:
         _own_parameters(where, task, state, batch)
         raise
@@ -271,6 +277,7 @@ def predict_accepts(where: str, task: Task, state: State, batch: Batch) -> None:
                 f"{where}: output {path!r} {tree.describe(leaf)} has no leading axis of the {batch['mask'].shape[0]} "
                 "examples of a batch. Predictions are made a batch at a time; keep the example axis first."
             )
+    return found
 
 
 def joinable(where: str, parts: list[Any]) -> None:

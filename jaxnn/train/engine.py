@@ -203,7 +203,8 @@ class ResidentEngine:
 class StreamingEngine:
     """One step a dispatch over batches that a thread builds and places ahead of the device.
 
-    Args as in `ResidentEngine`; `stop` is the last data step, `source` where batches come from.
+    Args as in `ResidentEngine`; `stop` is the last data step, `source` where batches come from, `check` what looks at
+    each of them before it is placed.
     """
 
     MOST = 32  # dispatches in flight; unbounded queues of collectives deadlock on forced host devices
@@ -219,6 +220,7 @@ class StreamingEngine:
         strategy: Strategy,
         deliver: Deliver,
         debug: bool = False,
+        check: Callable[[Any, int], None] | None = None,
     ):
         self.traced: list[str] = []
         self.steps = self.dispatches = 0
@@ -228,7 +230,7 @@ class StreamingEngine:
         self._example = lambda: strategy.put_batch(host_batch(source, row))
         part, parts = strategy.part
         self._open = functools.partial(
-            Loader, source, ids, strategy.put_part, stop=stop, process_index=part, process_count=parts
+            Loader, source, ids, strategy.put_part, stop=stop, process_index=part, process_count=parts, check=check
         )
         self._alone = parallel.process_count() == 1
         self._ahead = 2  # dispatches in flight, where several processes must deliver alike

@@ -15,9 +15,10 @@ from jaxnn.core.state import abstract
 from jaxnn.core.step import make_value_fn
 from jaxnn.data import epoch_order, host_batch, order
 from jaxnn.data.bucketing import batch_lengths
-from jaxnn.train import checks
+from jaxnn.train import checks, values
 from jaxnn.typing import Batch, Mean, PyTree, Source, Strategy
 
+Accepts = Callable[[str, Task, State, Batch], values.Lookups]
 IN_FLIGHT = 4
 
 
@@ -43,29 +44,28 @@ def judged(state: State) -> State:
 
 
 class _Program(NamedTuple):
-    """A jitted function, and the shapes that were checked: a check traces, which is slow beside a small model."""
+    """A jitted function, and the shapes that were checked, with what is looked up of such batches: a check traces,
+    which is slow beside a small model."""
 
     run: Callable[..., Any]
-    accepted: set[Any]
+    accepted: dict[Any, values.Lookups]
 
-    def check(
-        self, accepts: Callable[[str, Task, State, Batch], None], where: str, task: Task, state: State, batch: Batch
-    ) -> None:
+    def check(self, accepts: Accepts, where: str, task: Task, state: State, batch: Batch, number: int) -> None:
         leaves, structure = jax.tree.flatten(abstract((state.params, state.model_state, batch)))
         shapes = (structure, *leaves)
         if shapes not in self.accepted:
-            accepts(where, task, state, batch)
-            self.accepted.add(shapes)
+            self.accepted[shapes] = accepts(where, task, state, batch)
+        values.within(where, batch, self.accepted[shapes], f"batch {number}")
 
 
 @functools.lru_cache(maxsize=32)
 def _sums_program(task: Task, strategy: Strategy) -> _Program:
-    return _Program(strategy.compile_sums(make_value_fn(task, train=False)), set())
+    return _Program(strategy.compile_sums(make_value_fn(task, train=False)), {})
 
 
 @functools.lru_cache(maxsize=32)
 def _map_program(task: Task, strategy: Strategy) -> _Program:
-    return _Program(strategy.compile_map(given_whole(task.predict)), set())
+    return _Program(strategy.compile_map(given_whole(task.predict)), {})
 
 
 def _batches(source: Source, batch_size: int, strategy: Strategy) -> Any:
@@ -96,7 +96,7 @@ def evaluate(
         strategy: By default data parallelism over the devices that hold the state.
 
     Raises:
-        ValueError: If the data does not fit the task.
+        ValueError: If the data does not fit the task: its shapes, or a number that the model has no row or class for.
     """
     checks.evaluation_arguments("train.evaluate", task, state, source, batch_size, strategy)
     state = judged(state)
@@ -113,8 +113,8 @@ def evaluate(
             )
 
     program = _sums_program(task, strategy)
-    for batch, _ in _batches(source, batch_size, strategy):
-        program.check(checks.task_accepts, "train.evaluate", task, state, batch)
+    for number, (batch, _) in enumerate(_batches(source, batch_size, strategy)):
+        program.check(checks.task_accepts, "train.evaluate", task, state, batch, number)
         with tree.declaring(lambda batch=batch: roles(task, batch)):
             flying.append(program.run(state.params, state.model_state, strategy.put_part(batch), state.key))
         if len(flying) > IN_FLIGHT:
@@ -155,8 +155,8 @@ def predict(task: Task, state: State, x: Any, *, batch_size: int = 256, strategy
         parts.append(jax.tree.map(lambda leaf: np.asarray(leaf)[ids >= 0], parallel.fetch(outputs)))
         places.append(ids[ids >= 0])
 
-    for batch, ids in _batches(source, batch_size, strategy):
-        program.check(checks.predict_accepts, "train.predict", task, state, batch)
+    for number, (batch, ids) in enumerate(_batches(source, batch_size, strategy)):
+        program.check(checks.predict_accepts, "train.predict", task, state, batch, number)
         with tree.declaring(lambda batch=batch: roles(task, batch)):
             outputs = program.run(state.params, state.model_state, strategy.put_part(batch))
         flying.append((outputs, ids))

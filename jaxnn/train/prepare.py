@@ -18,7 +18,7 @@ from jaxnn.core.step import dispatch_steps, make_step
 from jaxnn.data import host_batch, order
 from jaxnn.data.bucketing import batch_lengths, counted
 from jaxnn.runs import RunFolder
-from jaxnn.train import beginning, checks, engine, folders, setting_checks, together
+from jaxnn.train import beginning, checks, engine, folders, setting_checks, together, values
 from jaxnn.train import population as populations
 from jaxnn.train.evaluation import evaluate
 from jaxnn.train.hooks import Evaluate, Hook, Plan, StopOnNonFinite, direction
@@ -67,6 +67,7 @@ class Prepared:
         step: The traceable step.
         shapes: Shapes and dtypes of the state.
         sums: Shapes and dtypes of what the step reports.
+        lookups: What the model looks up of a batch.
         resident: The data in the form that lives on the device, or None where it is streamed.
         k_max: Steps a dispatch at most.
         debug: Whether to look for what is not finite.
@@ -96,6 +97,7 @@ class Prepared:
     step: Callable[..., Any]
     shapes: State
     sums: Any
+    lookups: values.Lookups
     resident: Resident | None
     k_max: int
     debug: bool
@@ -156,7 +158,16 @@ class Prepared:
                 self.debug,
             )
         return engine.StreamingEngine(
-            self.step, self.source, state, data_step, self.plan.steps, self.ids, self.strategy, deliver, self.debug
+            self.step,
+            self.source,
+            state,
+            data_step,
+            self.plan.steps,
+            self.ids,
+            self.strategy,
+            deliver,
+            self.debug,
+            values.step_check(WHERE, self.lookups),
         )
 
 
@@ -227,7 +238,8 @@ def prepare(
         source_params = beginning.given_params(WHERE, init_from)
         beginning.check_given(WHERE, variables[0], source_params)
         given = lambda params: beginning.begun_from(params, source_params)  # noqa: E731
-    reported = checks.loss_shapes(WHERE, task, variables, batch)
+    reported, lookups = checks.loss_shapes(WHERE, task, variables, batch)
+    values.within(WHERE, batch, lookups, "the first batch")
     declared = lambda: roles(task, batch)  # noqa: E731
     with tree.declaring(declared):
         checks.optimizer_accepts(WHERE, tx, variables[0])
@@ -258,6 +270,8 @@ def prepare(
             batch_size=size,
         )
         resident = _resident(source, dispatch, strategy, recorded)
+        if resident is not None:
+            values.resident_within(WHERE, source, resident, lookups)
         # Every batch that `fit` builds has an example that is no padding.
         full = task.weighs_mask and "weights" not in batch
         run_step = make_step(task, tx, one, settings, grad_norm=log.grad_norm, debug=debug, never_empty=full)
@@ -331,6 +345,7 @@ def prepare(
         step=run_step,
         shapes=shapes,
         sums=sums,
+        lookups=lookups,
         resident=resident,
         k_max=k_max,
         debug=debug,

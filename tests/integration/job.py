@@ -17,6 +17,8 @@ import optax
 from jaxnn import data, losses, models, parallel, train
 
 RULES = {"mlp": models.mlp.RULES, "cnn": models.cnn.RULES, "gpt": models.gpt.RULES, "packed": models.gpt.RULES}
+RULES["buckets"] = RULES["gpt"]
+SEED = 3
 EXAMPLES, BATCH, STEPS = 70, 16, 50  # an epoch's last batch is ragged
 
 
@@ -37,6 +39,7 @@ class Config:
     fail: int = -1  # the step at which process 1 does what `how` says, in the first attempt or (loop) in each
     how: str = "raise"
     vary: bool = False  # another config on each process
+    bad: bool = False  # a token that the model has not, in an example that only process 1 reads, in a later batch
 
 
 class Recorded:
@@ -46,12 +49,13 @@ class Recorded:
 
     def __init__(self, source: Any, path: Path):
         self.source, self.path = source, path
+        self.padded_to = getattr(source, "padded_to", None)
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def take(self, index: np.ndarray, step: int = 0) -> dict[str, np.ndarray]:
-        rows = self.source.take(index)
+    def take(self, index: np.ndarray, step: int = 0, length: int | None = None) -> dict[str, np.ndarray]:
+        rows = self.source.take(index) if length is None else self.source.take(index, length=length)
         targets = [[]] * len(index)
         if "segment" in rows:
             targets = [y[weights > 0].tolist() for y, weights in zip(rows["y"], rows["weights"])]
@@ -100,8 +104,13 @@ def parts(model: str) -> tuple[train.Task, Any]:
         config = models.GPTConfig(vocab=len(DOCUMENTS) + 1, **sizes)
         return train.supervised(models.GPT(config), losses.cross_entropy), data.Packed(DOCUMENTS, length=8)
     tokens = draw.integers(0, 16, (EXAMPLES, 9)).astype(np.int32)
-    config = models.GPTConfig(vocab=16, **sizes)
-    return train.supervised(models.GPT(config), losses.cross_entropy), data.Arrays(tokens[:, :-1], tokens[:, 1:])
+    task = train.supervised(models.GPT(models.GPTConfig(vocab=16, **sizes)), losses.cross_entropy)
+    if model == "gpt":
+        return task, data.Arrays(tokens[:, :-1], tokens[:, 1:])
+    lengths = draw.integers(1, 9, EXAMPLES)
+    weights = (np.arange(8) < lengths[:, None]).astype(np.float32)
+    source = data.Arrays(tokens[:, :-1], tokens[:, 1:], weights=weights)
+    return task, data.bucketed(source, lengths, (3, 5), arrays=("x", "y", "weights"))
 
 
 def main(cfg: Config) -> None:
@@ -114,6 +123,9 @@ def main(cfg: Config) -> None:
 
 def fit(cfg: Config, strategy: Any) -> train.Run:
     task, source = parts(cfg.model)
+    if cfg.bad:
+        ids = data.epoch_order(source, SEED, cfg.batch)(2, 1)[0]
+        source.arrays["x"][ids[-1], 3] = 99
     validation = source[:20] if isinstance(source, data.Arrays) else None
     if cfg.ids is not None:
         source = Recorded(source, Path(f"{cfg.ids}-{parallel.process_index()}"))
@@ -123,7 +135,7 @@ def fit(cfg: Config, strategy: Any) -> train.Run:
         source,
         batch_size=cfg.batch,
         steps=cfg.steps,
-        seed=3,
+        seed=SEED,
         strategy=strategy,
         validation=validation,
         validate_every=15 if validation is not None else None,

@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxnn import parallel, runs
-from jaxnn.data import order
+from jaxnn import data, parallel, runs
 from jaxnn.runs import reading
 from tests.integration import job
 
@@ -229,7 +228,7 @@ def what_was_read(folder, name, processes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["mlp", "packed"])
+@pytest.mark.parametrize("model", ["mlp", "packed", "buckets"])
 def test_other_numbers_of_processes_go_on_with_the_right_examples(tmp_path, one_device, model):
     out = tmp_path / "run"
     read = {}
@@ -242,8 +241,9 @@ def test_other_numbers_of_processes_go_on_with_the_right_examples(tmp_path, one_
         found = what_was_read(tmp_path, name, max(1, processes))
         read |= {step: found[step] for step in range(at, steps)}
         at = steps
-    n = len(job.parts(model)[1])
-    expected = order.examples(3, 0, job.STEPS, n=n, batch_size=job.BATCH)
+    source = job.parts(model)[1]
+    n = len(source)
+    expected = data.epoch_order(source, job.SEED, job.BATCH)(0, job.STEPS)
     ids = np.array([read[step][0] for step in range(job.STEPS)])
     np.testing.assert_array_equal(ids, np.maximum(expected, 0))
     # Every token but a document's first is a target once an epoch, whoever read it.
@@ -280,6 +280,7 @@ def test_slurm_s_variables_are_enough(tmp_path, one_device):
         ({"batch": 15}, "a global batch of 15 examples does not divide over 2 devices"),
         ({"vary": True}, "config.width: 0 -> 1"),
         ({"strategy": "single"}, "leave out process 1 of 2"),
+        ({"model": "gpt", "bad": True}, "Tried: layers.Embed: tokens in [0, 16)"),
     ],
 )
 def test_what_a_job_cannot_do_is_refused_once(tmp_path, options, message):
@@ -287,6 +288,19 @@ def test_what_a_job_cannot_do_is_refused_once(tmp_path, options, message):
     assert message in log
     assert "starting all" not in log
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_a_bad_example_that_one_process_reads_ends_the_job(tmp_path):
+    out = tmp_path / "run"
+    options = {"model": "gpt", "bad": True, "where": "host", "out": out}
+    process = start(2, options, ["--restarts", "0"])
+    log, _ = process.communicate(timeout=240)
+    assert process.returncode not in (0, None), log
+    example = data.epoch_order(job.parts("gpt")[1], job.SEED, job.BATCH)(2, 1)[0, -1]
+    assert re.search(
+        rf"'x' int32\[8, 8\] of data step 2 has 99 in example {example}, place 3\. Tried: layers\.Embed", log
+    )
 
 
 @pytest.mark.slow
