@@ -7,6 +7,7 @@ by hand holds until it is released.
 
 import dataclasses
 import difflib
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,30 +19,6 @@ import numpy as np
 
 from jaxnn import tree
 from jaxnn.typing import Array, PyTree, Schedule
-
-
-class Hypers(NamedTuple):
-    """The hyperparameters of one stage, and how often it was applied.
-
-    Attributes:
-        count: int32 scalar, updates done.
-        values: Name -> float32 scalar in effect: of the last update, and of the next unless a schedule moves it.
-        held: Name -> bool scalar, for scheduled ones only: set by hand, so that the schedule does not apply.
-    """
-
-    count: Any
-    values: dict[str, Any]
-    held: dict[str, Any]
-
-
-class InEffect(dict[str, Array]):
-    """The values of one update, by attribute: `h.lr`; and `h.count`, the number of this update, from 1 (float32)."""
-
-    def __getattr__(self, name: str) -> Array:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +64,57 @@ DOMAINS: dict[str, Domain] = {
     "weight_decay": NONNEGATIVE,
     "max_norm": POSITIVE,
 }
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, eq=False)
+class Domains:
+    """The domains of a stage's hyperparameters, by name: a part of its state without leaves. Made by `domains_of`.
+
+    They are in the state so that a value set later is held to what the algorithm was built for. Equal ones are the same
+    object: a jitted step compares them in every call.
+    """
+
+    by_name: tuple[tuple[str, Domain], ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return domains_of, (self.by_name,)
+
+    def of(self, name: str) -> Domain:
+        """The domain of `name`."""
+        return dict(self.by_name)[name]
+
+
+@functools.cache
+def domains_of(by_name: tuple[tuple[str, Domain], ...]) -> Domains:
+    """The one object for these domains."""
+    return Domains(by_name)
+
+
+class Hypers(NamedTuple):
+    """The hyperparameters of one stage, and how often it was applied.
+
+    Attributes:
+        count: int32 scalar, updates done.
+        values: Name -> float32 scalar in effect: of the last update, and of the next unless a schedule moves it.
+        held: Name -> bool scalar, for scheduled ones only: set by hand, so that the schedule does not apply.
+        domains: Name -> the interval in which a value makes sense; no leaf.
+    """
+
+    count: Any
+    values: dict[str, Any]
+    held: dict[str, Any]
+    domains: Domains
+
+
+class InEffect(dict[str, Array]):
+    """The values of one update, by attribute: `h.lr`; and `h.count`, the number of this update, from 1 (float32)."""
+
+    def __getattr__(self, name: str) -> Array:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
 
 
 def check_number(where: str, name: str, value: Any, domain: Domain | None = None) -> float:
@@ -145,6 +173,7 @@ class Hyperparameters:
                 self.schedules[name] = value
                 if name == "lr":  # the one to sweep where the rate follows a schedule
                     self.constants[MULTIPLIER] = 1.0
+                    self.domains[MULTIPLIER] = self.domains["lr"]
             else:
                 self.constants[name] = check_number(where, name, value, self.domains[name])
 
@@ -152,7 +181,8 @@ class Hyperparameters:
         """The first state: constants, and schedules at step 0."""
         values = {name: jnp.asarray(value, jnp.float32) for name, value in self.constants.items()}
         values |= {name: _scalar(schedule(jnp.zeros((), jnp.int32))) for name, schedule in self.schedules.items()}
-        return Hypers(jnp.zeros((), jnp.int32), values, {name: jnp.zeros((), bool) for name in self.schedules})
+        held = {name: jnp.zeros((), bool) for name in self.schedules}
+        return Hypers(jnp.zeros((), jnp.int32), values, held, domains_of(tuple(self.domains.items())))
 
     def at(self, hypers: Hypers) -> tuple[InEffect, Hypers]:
         """The values for the next update, and the state after it. Traceable."""
@@ -163,7 +193,7 @@ class Hyperparameters:
                 value = value * values[MULTIPLIER]
             values[name] = jnp.where(hypers.held[name], values[name], value)
         count = hypers.count + 1
-        return InEffect(values | {"count": count.astype(jnp.float32)}), Hypers(count, values, hypers.held)
+        return InEffect(values | {"count": count.astype(jnp.float32)}), hypers._replace(count=count, values=values)
 
 
 def _scalar(value: Any) -> Array:
@@ -287,10 +317,7 @@ def set_hyper(state: PyTree, /, **values: float | Array | None) -> PyTree:
         ValueError: If a name is unknown or ambiguous, a value outside its domain or misshapen, or a constant released.
     """
     where = "optim.set_hyper"
-    wanted: dict[tuple[str, str], Any] = {}
-    for name, value in values.items():
-        for target in _resolve(state, name, where):
-            wanted[target] = _checked(where, name, value)
+    wanted = wanted_values(state, values, where)
 
     def is_node(x: Any) -> bool:
         return isinstance(x, Hypers) or _injected(x)
@@ -313,14 +340,24 @@ def set_hyper(state: PyTree, /, **values: float | Array | None) -> PyTree:
     return visit("", state)
 
 
-def _checked(where: str, name: str, value: Any) -> Any:
-    if value is None or isinstance(value, jax.core.Tracer):
-        return value
-    if np.ndim(value) == 0:
-        return check_number(where, name, value, DOMAINS.get(name.rsplit(".", 1)[-1]))
-    for member in np.asarray(value).ravel():
-        check_number(where, name, member, DOMAINS.get(name.rsplit(".", 1)[-1]))
-    return value
+def wanted_values(state: PyTree, values: Mapping[str, Any], where: str) -> dict[tuple[str, str], Any]:
+    """(path of its node, name) -> the value that is to be set there, for names as `set_hyper` takes them.
+
+    Raises:
+        TypeError: If a value is no number.
+        ValueError: If a name is unknown or ambiguous, or a value outside its domain; traced values are not looked at.
+    """
+    nodes = dict(_nodes(state))
+    wanted: dict[tuple[str, str], Any] = {}
+    for name, value in values.items():
+        for path, last in _resolve(state, name, where):
+            node = nodes[path]
+            domain = node.domains.of(last) if isinstance(node, Hypers) else DOMAINS.get(last)
+            if value is not None and not isinstance(value, jax.core.Tracer):
+                for member in [value] if np.ndim(value) == 0 else np.asarray(value).ravel():
+                    check_number(where, name, member, domain)
+            wanted[path, last] = value
+    return wanted
 
 
 def _like(where: str, name: str, value: Any, leaf: Any) -> Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.optim.hyper import DOMAINS, check_number, set_hyper
+from jaxnn.optim.hyper import ANY, MULTIPLIER, NONNEGATIVE, check_number, set_hyper, wanted_values
 from jaxnn.typing import PyTree
 
 
@@ -37,8 +37,9 @@ class Population:
         """The states of all members from that of one: leaves with a leading axis [members], hyperparameters set.
 
         Raises:
-            ValueError: If a name is unknown to the optimizer's state, or ambiguous.
+            ValueError: If a name is unknown to the optimizer's state, or ambiguous, or a value outside its domain.
         """
+        wanted_values(opt_state, {name: np.asarray(values) for name, values in self.values.items()}, "optim.Population")
         columns = {name: jnp.asarray(values, jnp.float32) for name, values in self.values.items()}
         return jax.vmap(lambda own: set_hyper(opt_state, **own))(columns)
 
@@ -77,4 +78,6 @@ def _numbers(where: str, name: str, values: Sequence[float]) -> list[float]:
         raise TypeError(
             f"{where}: {name} must be a sequence of numbers, got {values!r:.60}. Write {name}=[1e-3, 1e-2]."
         )
-    return [check_number(where, name, value, DOMAINS.get(name.rsplit(".", 1)[-1])) for value in values]
+    # A rate is one everywhere; of other names the optimizer knows the domain, which `spread` sees.
+    domain = NONNEGATIVE if name.rsplit(".", 1)[-1] in ("lr", MULTIPLIER) else ANY
+    return [check_number(where, name, value, domain) for value in values]

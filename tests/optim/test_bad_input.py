@@ -64,6 +64,50 @@ def test_an_unknown_hyperparameter():
         optim.adamw(1e-3, b3=0.9)
 
 
+@pytest.mark.parametrize(
+    ("make", "name", "value", "domain"),
+    [
+        (lambda: optim.adamw(1e-3), "lr", -1.0, ">= 0"),
+        (lambda: optim.adam(optim.constant(1e-3)), "lr_multiplier", -1.0, ">= 0"),
+        (
+            lambda: optim.groups(a=optim.group(optim.ndim(2), ADAM, lr=0.5), b=(optim.otherwise, ADAM)),
+            "a_lr",
+            -1.0,
+            ">= 0",
+        ),
+        (lambda: optim.mars(1e-3), "gamma", -5.0, ">= 0"),
+        (lambda: optim.lars(1e-3), "trust", -5.0, "> 0"),
+        (lambda: optim.lookahead(ADAM), "alpha", 7.0, r"in \[0, 1\]"),
+        (lambda: optim.sgd(1e-3, 0.9), "dampening", 7.0, r"in \[0, 1\]"),
+        (lambda: optim.sam(ADAM), "rho", -1.0, ">= 0"),
+        (lambda: optim.normuon_core(), "rms", -1.0, ">= 0"),
+        (lambda: optim.tail_average(ADAM, 3), "start", -1.0, ">= 0"),
+        (lambda: optim.ema(optim.adam(1e-3)), "decay", 2.0, r"in \[0, 1\)"),
+    ],
+)
+def test_a_value_that_could_not_have_been_built_cannot_be_set(make, name, value, domain):
+    """optax: inject_hyperparams takes any value for any key. Nor may a population have such a member."""
+    state = make().init({"w": jnp.ones((4, 3)), "v": jnp.ones((3, 3))})
+    with pytest.raises(ValueError, match=rf"optim.set_hyper: {name} is {value:g}. Give a number {domain}"):
+        optim.set_hyper(state, **{name: value})
+    with pytest.raises(ValueError, match=rf"optim.set_hyper: {name} is {value:g}. Give a number {domain}"):
+        optim.set_hyper(jax.tree.map(lambda x: jnp.stack([x, x]), state), **{name: jnp.asarray([0.5, value])})
+    with pytest.raises(ValueError, match=rf"{name} is {value:g}. Give a number {domain}"):
+        jax.eval_shape(lambda s: optim.members(**{name: [0.5, value]}).spread(s), state)
+
+
+def test_a_value_that_could_have_been_built_can_be_set():
+    """Shampoo's b2 may be 1, where its statistics are sums; Adam's may not."""
+    state = optim.stages(s=optim.shampoo_core(b2=1.0, graft=None)).init({"w": jnp.ones((3, 2))})
+    assert float(optim.hyper(optim.set_hyper(state, b2=1.0))["b2"]) == 1.0
+    spread = optim.grid(b2=[0.5, 1.0]).spread(state)
+    assert optim.hyper(spread)["b2"].tolist() == [0.5, 1.0]
+    with pytest.raises(ValueError, match=r"b2 is 1. Give a number in \[0, 1\)"):
+        optim.grid(b2=[0.5, 1.0]).spread(optim.adam(1e-3).init(PARAMS))
+    with pytest.raises(ValueError, match=r"optim.grid: lr is -0.001. Give a number >= 0"):
+        optim.grid(lr=[1e-3, -1e-3])
+
+
 def test_a_mask_of_the_wrong_structure():
     """optax #1426, #292: masks are trees that nothing checks against the parameters."""
     mask = {"mlp": {"kernel": True}, "embedding": False}
