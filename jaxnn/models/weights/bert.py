@@ -5,16 +5,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxnn.models.bert import BERT, BERTConfig
+from jaxnn.models.weights.claims import Claims
 from jaxnn.models.weights.table import (
     SAME,
     Architecture,
     Entry,
     choose,
+    count,
     expect,
     heads_apart,
     linear,
     need,
     norm,
+    number,
 )
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
@@ -84,7 +87,13 @@ def _twins(module: BERT) -> dict[str, str]:
 
 def read_head(where: str, config: Mapping[str, Any]) -> str:
     """Our head for the class that config.json names; "hidden" for the bare model and for heads that we have not."""
-    name = (config.get("architectures") or [""])[0]
+    names = config.get("architectures") or [""]
+    if not isinstance(names, list) or not isinstance(names[0], str):
+        raise ValueError(
+            f"models.load: config.json of a {where} has architectures={names!r:.80}. Tried: a list of one class's "
+            f"name. Give the model's own config.json."
+        )
+    name = names[0]
     if name.endswith(("ForQuestionAnswering", "ForMultipleChoice", "ForCausalLM", "LMHeadModel")):
         raise ValueError(
             f"models.load: config.json of a {where} has architectures={[name]!r}. Tried: the bare model, and "
@@ -112,6 +121,12 @@ def read_config(where: str, config: Mapping[str, Any], names: frozenset[str], of
     )
     vocab, length, layers, heads, width, mlp_width = sizes
     head = read_head(where, config)
+    labels = config.get("id2label")
+    if labels is not None and not isinstance(labels, Mapping):
+        raise ValueError(
+            f"models.load: config.json of a {where} has id2label={labels!r:.80}. Tried: names by class. Give the "
+            f"model's own config.json."
+        )
     if head == "mlm":
         expect(where, config, tie_word_embeddings=True)
     return BERTConfig(
@@ -121,16 +136,31 @@ def read_config(where: str, config: Mapping[str, Any], names: frozenset[str], of
         heads=heads,
         width=width,
         mlp_width=mlp_width,
-        types=int(config.get("type_vocab_size", 2)),
-        pad=config.get("pad_token_id", 0 if not offset else 1),
+        types=count(where, config, "type_vocab_size", 2),
+        pad=None
+        if "pad_token_id" in config and config["pad_token_id"] is None
+        else count(where, config, "pad_token_id", 1 if offset else 0),
         position_offset=offset,
         activation=choose(where, config, "hidden_act", ACTIVATIONS, "gelu"),  # type: ignore[arg-type]
-        epsilon=float(config.get("layer_norm_eps", 1e-12)),
+        epsilon=number(where, config, "layer_norm_eps", 1e-12),
         head=head,  # type: ignore[arg-type]
-        classes=len(config["id2label"]) if config.get("id2label") else int(config.get("num_labels", 2)),
+        classes=len(labels) if labels else count(where, config, "num_labels", 2),
         pooler=head == "classify" or any("pooler.dense." in name for name in names),
-        dropout=float(config.get("hidden_dropout_prob", 0.1)),
+        dropout=number(where, config, "hidden_dropout_prob", 0.1),
     )
+
+
+def claims(c: BERTConfig) -> Claims:
+    """What the tensors of both families must show."""
+    sizes = {
+        "vocab_size": c.vocab,
+        "max_position_embeddings": c.length + c.position_offset,
+        "num_attention_heads": c.heads,
+        "hidden_size": c.width,
+        "intermediate_size": c.mlp_width,
+        "type_vocab_size": c.types,
+    }
+    return Claims({"num_hidden_layers": ("encoder.layer.", c.layers)}, sizes)
 
 
 def write_config(name: str, c: BERTConfig) -> dict[str, Any]:
@@ -176,6 +206,7 @@ ARCHITECTURE = Architecture(
     write=lambda module: {"model_type": "bert", **write_config("Bert", module.config)},
     entries=_entries,
     layers=lambda module: (module.config.layers, module.config.scanned),
+    claims=lambda module: claims(module.config),
     prefix="bert.",
     bare=lambda module: module.config.head in ("hidden", "pooled", "embed"),
     other=_other,

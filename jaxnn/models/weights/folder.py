@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn import tree
-from jaxnn.models.weights import images, tensors
+from jaxnn.models.weights import claims, images, tensors
 from jaxnn.models.weights.table import Architecture, Entry
 from jaxnn.models.weights.tensors import Planned, Stored
 from jaxnn.typing import Array, HostArray, Params, PyTree
@@ -104,6 +104,7 @@ def _config(folder: Path) -> dict[str, Any]:
 def _today(found: Architecture, module: nn.Module, stored: Mapping[str, Stored]) -> dict[str, Stored]:
     """The tensors under the table's names: without noise, older endings renamed, the prefix there."""
     names = {name for leaf in found.entries(module) for name in leaf.theirs}
+    names |= found.twins(module).keys() | found.other(module)
     prefixed = any(name.startswith(found.prefix) for name in stored)
     result = {}
     for name, tensor in stored.items():
@@ -112,22 +113,20 @@ def _today(found: Architecture, module: nn.Module, stored: Mapping[str, Stored])
         for old, new in found.renamed.items():
             if name.endswith(old):
                 name = name.removesuffix(old) + new
-        if not prefixed and name not in names and name not in found.twins(module) and name not in found.other(module):
+        if not prefixed and name not in names:
             name = found.prefix + name
         result[name] = tensor
     return result
 
 
-def _check_twins(found: Architecture, module: nn.Module, stored: dict[str, Stored]) -> None:
-    """Takes out the tensors that are there twice, after comparing them."""
-    for name, of in found.twins(module).items():
-        if name in stored and of in stored:
-            if stored[name].shape != stored[of].shape or not np.array_equal(stored[name].read(), stored[of].read()):
-                raise ValueError(
-                    f"models.load: tensor {name!r} differs from {of!r}. Tried: one array, as config.json says "
-                    f"(tie_word_embeddings). Correct config.json, if the model is not tied."
-                )
-            del stored[name]
+def _check_twins(twins: Mapping[str, str], stored: Mapping[str, Stored]) -> None:
+    """Refuses tensors that should be there twice and are two."""
+    for name, of in twins.items():
+        if stored[name].shape != stored[of].shape or not np.array_equal(stored[name].read(), stored[of].read()):
+            raise ValueError(
+                f"models.load: tensor {name!r} differs from {of!r}. Tried: one array, as config.json says "
+                f"(tie_word_embeddings). Correct config.json, if the model is not tied."
+            )
 
 
 def _compare(
@@ -250,7 +249,8 @@ def load(
     """
     folder = Path(folder).expanduser()
     config = {} if model is not None else _config(folder)
-    kind = config.get("model_type")
+    said = config.get("model_type")
+    kind = said if isinstance(said, str) else None
     if model is not None or kind in images.FAMILIES:
         if init is not None:
             raise ValueError("models.load: init=KEY for an image model. Tried: all of its tensors. Leave init out.")
@@ -260,21 +260,23 @@ def load(
         return pictured, images.load(folder, pictured, _placer(place), dtype)
     if kind not in KINDS:
         raise ValueError(
-            f"models.load: config.json has model_type={kind!r}. Tried: {', '.join((*KINDS, *images.FAMILIES))}. Use a "
-            f"model of one of these families."
+            f"models.load: config.json has model_type={said!r:.80}. Tried: {', '.join((*KINDS, *images.FAMILIES))}. "
+            f"Use a model of one of these families."
         )
     found = architecture(kind)
     stored = tensors.read_folder(folder)
     as_saved: Any = found.read(config, frozenset(stored))
+    claims.check(folder, found.claims(as_saved), stored)
     make: Any = found.module
     module = make(dataclasses.replace(as_saved.config, **changes)) if changes else as_saved
     stored = _today(found, as_saved, stored)
-    _check_twins(found, as_saved, stored)
+    twins = {name: of for name, of in found.twins(as_saved).items() if name in stored and of in stored}
     like = shapes(module)
     wanted = list(leaves(found, module, like))
     # Whoever says which head is wanted leaves the others out knowingly.
     known = found.other(as_saved) | found.other(module) if changes else frozenset()
-    drawn = _compare(folder, wanted, stored, init is not None, known)
+    drawn = _compare(folder, wanted, stored, init is not None, known | twins.keys())
+    _check_twins(twins, stored)
     put = _placer(place)
     values: dict[str, Any] = {}
     if drawn and init is not None:

@@ -4,16 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxnn.models.gpt import GPT, GPTConfig
+from jaxnn.models.weights.claims import Claims
 from jaxnn.models.weights.table import (
     SAME,
     TRANSPOSED,
     Architecture,
     Entry,
+    count,
     expect,
     heads_inside,
     linear,
     need,
     norm,
+    number,
 )
 
 
@@ -31,7 +34,7 @@ def _read(config: Mapping[str, Any], names: frozenset[str]) -> GPT:
     vocab, length, layers, heads, width = need(
         "gpt2", config, "vocab_size", "n_positions", "n_layer", "n_head", "n_embd"
     )
-    inner = config.get("n_inner") or 4 * width
+    inner = count("gpt2", config, "n_inner", 0) or 4 * width
     if inner % width:
         raise ValueError(
             f"models.load: config.json of a gpt2 has n_inner={inner} for n_embd={width}. Tried: a multiple, which is "
@@ -50,9 +53,15 @@ def _read(config: Mapping[str, Any], names: frozenset[str]) -> GPT:
             norm="layer",
             bias=True,
             tied=bool(config.get("tie_word_embeddings", True)),
-            dropout=float(config.get("resid_pdrop", 0.1)),
+            dropout=number("gpt2", config, "resid_pdrop", 0.1),
         )
     )
+
+
+def _claims(module: GPT) -> Claims:
+    c = module.config
+    sizes = {"vocab_size": c.vocab, "n_positions": c.length, "n_head": c.heads, "n_embd": c.width, "n_inner": c.hidden}
+    return Claims({"n_layer": ("h.", c.layers)}, sizes)
 
 
 def _fits(module: GPT) -> bool:
@@ -114,6 +123,7 @@ ARCHITECTURE = Architecture(
     write=_write,
     entries=_entries,
     layers=lambda module: (module.config.layers, module.config.scanned),
+    claims=_claims,
     prefix="transformer.",
     bare=lambda module: False,
     twins=lambda module: {"lm_head.weight": "transformer.wte.weight"} if module.config.tied else {},

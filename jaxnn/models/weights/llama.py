@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxnn.models.attention import RotaryScaling
 from jaxnn.models.gpt import GPT, GPTConfig
+from jaxnn.models.weights.claims import Claims
 from jaxnn.models.weights.table import (
     SAME,
     TRANSPOSED,
@@ -14,8 +15,10 @@ from jaxnn.models.weights.table import (
     Arrays,
     Entry,
     Transform,
+    count,
     expect,
     need,
+    number,
 )
 from jaxnn.typing import HostArray
 
@@ -47,7 +50,7 @@ def _rotary(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
             f"models.load: config.json of a {kind} has rotary positions {dict(said)!r}. Tried: 'default', 'llama3', on "
             f"whole heads. Use a model that has such."
         )
-    base = float(said.get("rope_theta", config.get("rope_theta", 10_000.0)))
+    base = number(kind, said, "rope_theta", number(kind, config, "rope_theta", 10_000.0))
     if form == "default":
         return {"rotary_base": base}
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -56,8 +59,9 @@ def _rotary(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
             f"models.load: config.json of a {kind} has llama3 positions without {missing[0]!r}. Tried: {dict(said)!r}. "
             f"Give the model's own config.json."
         )
-    factor, low, high, length = (said[name] for name in names)
-    return {"rotary_base": base, "rotary_scaling": RotaryScaling(float(factor), float(low), float(high), int(length))}
+    factor, low, high = (number(kind, said, name, 1.0) for name in names[:3])
+    (length,) = need(kind, said, names[3])
+    return {"rotary_base": base, "rotary_scaling": RotaryScaling(factor, low, high, length)}
 
 
 def read_config(kind: str, config: Mapping[str, Any], **more: Any) -> GPT:
@@ -73,7 +77,7 @@ def read_config(kind: str, config: Mapping[str, Any], **more: Any) -> GPT:
         "hidden_size",
         "intermediate_size",
     )
-    each = config.get("head_dim")
+    each = count(kind, config, "head_dim", 0)
     return GPT(
         GPTConfig(
             vocab=vocab,
@@ -82,11 +86,11 @@ def read_config(kind: str, config: Mapping[str, Any], **more: Any) -> GPT:
             heads=heads,
             width=width,
             mlp_width=hidden,
-            kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_width=None if each is None or each * heads == width else int(each),
+            kv_heads=count(kind, config, "num_key_value_heads", 0) or heads,
+            head_width=None if not each or each * heads == width else each,
             activation="swiglu",
             norm="rms",
-            epsilon=float(config.get("rms_norm_eps", 1e-6)),
+            epsilon=number(kind, config, "rms_norm_eps", 1e-6),
             tied=bool(config.get("tie_word_embeddings", False)),
             **_rotary(kind, config),
             **more,
@@ -125,6 +129,18 @@ def write_config(kind: str, name: str, c: GPTConfig) -> dict[str, Any]:
         "rope_theta": c.rotary_base,
         **({} if c.rotary_scaling is None else {"rope_scaling": rope}),
     }
+
+
+def claims(module: GPT) -> Claims:
+    """What the tensors of all three families must show; the length is no axis of any."""
+    c = module.config
+    sizes = {
+        "vocab_size": c.vocab,
+        "hidden_size": c.width,
+        "intermediate_size": c.hidden,
+        "num_attention_heads * head_dim": c.heads * c.each,
+    }
+    return Claims({"num_hidden_layers": ("layers.", c.layers)}, sizes)
 
 
 def fits(module: GPT) -> bool:
@@ -168,6 +184,7 @@ def family(kind: str, name: str, read: Any, write: Any, own: Any) -> Architectur
         write=lambda module: write_config(kind, name, module.config) | write(module.config),
         entries=entries,
         layers=lambda module: (module.config.layers, module.config.scanned),
+        claims=claims,
         prefix="model.",
         bare=lambda module: False,
         twins=lambda module: {"lm_head.weight": "model.embed_tokens.weight"} if module.config.tied else {},

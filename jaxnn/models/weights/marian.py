@@ -7,7 +7,20 @@ import numpy as np
 
 from jaxnn.models.transformer import Transformer
 from jaxnn.models.transformer_config import TransformerConfig
-from jaxnn.models.weights.table import SAME, Architecture, Entry, Transform, choose, expect, linear, need, norm
+from jaxnn.models.weights.claims import Claims
+from jaxnn.models.weights.table import (
+    SAME,
+    Architecture,
+    Entry,
+    Transform,
+    choose,
+    count,
+    expect,
+    linear,
+    need,
+    norm,
+    number,
+)
 
 _ACTIVATIONS = {"relu": "relu", "swish": "silu", "silu": "silu", "gelu_new": "gelu"}
 _ROW = Transform(lambda xs: xs[0].reshape(-1), lambda x: [np.asarray(x).reshape(1, -1)])
@@ -20,9 +33,9 @@ def _entries(module: Transformer) -> list[Entry]:
         Entry("embed/embedding", ("model.shared.weight",), SAME),
         Entry("logits_bias", ("final_logits_bias",), _ROW),
     ]
-    for side, count in (("encoder", c.layers), ("decoder", c.decoder_layers or c.layers)):
+    for side, blocks in (("encoder", c.layers), ("decoder", c.decoder_layers or c.layers)):
         branches = {"attention": "self_attn", **({"cross": "encoder_attn"} if side == "decoder" else {})}
-        for i in range(count):
+        for i in range(blocks):
             ours, theirs = f"{side}_{i}", f"model.{side}.layers.{i}"
             for branch, name in branches.items():
                 for a, b in _PROJECTIONS.items():
@@ -59,6 +72,7 @@ def _read(config: Mapping[str, Any], names: frozenset[str]) -> Transformer:
         "decoder_layers",
     )
     expect("marian", config, decoder_attention_heads=heads, decoder_ffn_dim=hidden)
+    pad = count("marian", config, "pad_token_id", vocab - 1)
     return Transformer(
         TransformerConfig(
             vocab=vocab,
@@ -69,12 +83,22 @@ def _read(config: Mapping[str, Any], names: frozenset[str]) -> Transformer:
             layers=layers,
             decoder_layers=decoder_layers,
             activation=choose("marian", config, "activation_function", _ACTIVATIONS, "gelu"),  # type: ignore[arg-type]
-            dropout=float(config.get("dropout", 0.1)),
-            pad=int(config.get("pad_token_id", vocab - 1)),
-            start=int(config.get("decoder_start_token_id", config.get("pad_token_id", vocab - 1))),
-            end=int(config.get("eos_token_id", 0)),
+            dropout=number("marian", config, "dropout", 0.1),
+            pad=pad,
+            start=count("marian", config, "decoder_start_token_id", pad),
+            end=count("marian", config, "eos_token_id", 0),
         )
     )
+
+
+def _claims(module: Transformer) -> Claims:
+    c = module.config
+    sizes = {"vocab_size": c.vocab, "d_model": c.width, "encoder_ffn_dim": c.hidden, "encoder_attention_heads": c.heads}
+    layers = {
+        "encoder_layers": ("encoder.layers.", c.layers),
+        "decoder_layers": ("decoder.layers.", c.decoder_layers or c.layers),
+    }
+    return Claims(layers, sizes)
 
 
 def _write(module: Transformer) -> dict[str, Any]:
@@ -117,6 +141,7 @@ ARCHITECTURE = Architecture(
     write=_write,
     entries=_entries,
     layers=lambda module: (1, False),  # the table names every layer itself
+    claims=_claims,
     prefix="",
     bare=lambda module: False,
     twins=lambda module: dict.fromkeys(

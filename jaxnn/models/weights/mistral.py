@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxnn.models.weights.llama import family
+from jaxnn.models.weights.table import count
 
 
 def _read(config: Mapping[str, Any]) -> dict[str, Any]:
-    window = config.get("sliding_window")
-    return {"window": None if window is None else int(window)}
+    return {"window": count("mistral", config, "sliding_window", 0) or None}
 
 
 ARCHITECTURE = family("mistral", "Mistral", _read, lambda c: {"sliding_window": c.window}, lambda c: not c.qkv_bias)

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxnn.models.bert import BERT, BERTConfig
-from jaxnn.models.weights.bert import body, read_config, uses_pooler, write_config
-from jaxnn.models.weights.table import SAME, Architecture, Entry, linear, norm
+from jaxnn.models.weights.bert import body, claims, read_config, uses_pooler, write_config
+from jaxnn.models.weights.table import SAME, Architecture, Entry, count, linear, norm
 
 
 def _read(config: Mapping[str, Any], names: frozenset[str]) -> BERT:
-    pad = config.get("pad_token_id", 1)
-    return BERT(read_config("roberta", config, names, int(pad) + 1))
+    pad = count("roberta", config, "pad_token_id", 1)
+    return BERT(read_config("roberta", config, names, pad + 1))
 
 
 def _write(module: BERT) -> dict[str, Any]:
@@ -65,6 +65,7 @@ ARCHITECTURE = Architecture(
     write=_write,
     entries=_entries,
     layers=lambda module: (module.config.layers, module.config.scanned),
+    claims=lambda module: claims(module.config),
     prefix="roberta.",
     bare=lambda module: module.config.head in ("hidden", "pooled", "embed"),
     other=_other,

@@ -5,9 +5,11 @@ from typing import Any
 
 from jaxnn.models.transformer import Transformer
 from jaxnn.models.transformer_config import TransformerConfig
-from jaxnn.models.weights.table import SAME, TRANSPOSED, Architecture, Entry, choose, expect, need
+from jaxnn.models.weights.claims import Claims
+from jaxnn.models.weights.table import SAME, TRANSPOSED, Architecture, Entry, choose, count, expect, need, number
 
 _FORMS = {"relu": "relu", "gated-gelu": "gated", "gated-silu": "gated-silu", "gelu_new": "gelu", "silu": "silu"}
+_FARTHEST = 2**20  # tokens: no text that a T5 reads is as long, and the files have no axis to hold this against
 _BIAS = "{}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
 
@@ -23,13 +25,13 @@ def _entries(module: Transformer) -> list[Entry]:
     c = module.config
     entries = [Entry("embed/embedding", ("shared.weight",), SAME)]
     sides = (("encoder", c.layers), ("decoder", c.decoder_layers or c.layers))
-    for side, count in sides:
+    for side, blocks in sides:
         entries += [
             Entry(f"{side}_bias", (_BIAS.format(side),), SAME),
             _scale(f"norm_{side}", f"{side}.final_layer_norm"),
         ]
         branches = [("attention", "SelfAttention"), *([("cross", "EncDecAttention")] if side == "decoder" else [])]
-        for i in range(count):
+        for i in range(blocks):
             ours, theirs = f"{side}_{i}", f"{side}.block.{i}.layer"
             for j, (branch, name) in enumerate(branches):
                 entries += [
@@ -55,6 +57,12 @@ def _read(config: Mapping[str, Any], names: frozenset[str]) -> Transformer:
     vocab, width, head_width, hidden, layers, heads = need(
         "t5", config, "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"
     )
+    distance = count("t5", config, "relative_attention_max_distance", 128)
+    if distance > _FARTHEST:
+        raise ValueError(
+            f"models.load: config.json of a t5 has relative_attention_max_distance={distance}. Tried: up to "
+            f"{_FARTHEST}, for a table of that length. Give the model's own config.json."
+        )
     form = choose("t5", config, "feed_forward_proj", _FORMS, "relu")
     return Transformer(
         TransformerConfig(
@@ -65,18 +73,34 @@ def _read(config: Mapping[str, Any], names: frozenset[str]) -> Transformer:
             head_width=head_width,
             hidden=hidden,
             layers=layers,
-            decoder_layers=config.get("num_decoder_layers") or layers,
+            decoder_layers=count("t5", config, "num_decoder_layers", 0) or layers,
             activation={"gated": "gelu", "gated-silu": "silu"}.get(form, form),  # type: ignore[arg-type]
             gated=form.startswith("gated"),
             tied=bool(config.get("tie_word_embeddings", True)),
-            buckets=int(config.get("relative_attention_num_buckets", 32)),
-            distance=int(config.get("relative_attention_max_distance", 128)),
-            dropout=float(config.get("dropout_rate", 0.1)),
-            pad=int(config.get("pad_token_id", 0)),
-            start=int(config.get("decoder_start_token_id", 0)),
-            end=int(config.get("eos_token_id", 1)),
+            buckets=count("t5", config, "relative_attention_num_buckets", 32),
+            distance=distance,
+            dropout=number("t5", config, "dropout_rate", 0.1),
+            pad=count("t5", config, "pad_token_id", 0),
+            start=count("t5", config, "decoder_start_token_id", 0),
+            end=count("t5", config, "eos_token_id", 1),
         )
     )
+
+
+def _claims(module: Transformer) -> Claims:
+    c = module.config
+    sizes = {
+        "vocab_size": c.vocab,
+        "d_model": c.width,
+        "d_ff": c.hidden,
+        "num_heads * d_kv": c.inner,
+        "relative_attention_num_buckets": c.buckets,
+    }
+    layers = {
+        "num_layers": ("encoder.block.", c.layers),
+        "num_decoder_layers": ("decoder.block.", c.decoder_layers or c.layers),
+    }
+    return Claims(layers, sizes)
 
 
 def _write(module: Transformer) -> dict[str, Any]:
@@ -115,6 +139,7 @@ ARCHITECTURE = Architecture(
     write=_write,
     entries=_entries,
     layers=lambda module: (1, False),  # the table names every layer itself: a decoder may have others than an encoder
+    claims=_claims,
     prefix="",
     bare=lambda module: False,
     twins=_twins,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import numpy as np
 
+from jaxnn.models.weights.claims import Claims
 from jaxnn.typing import HostArray
 
 Arrays = Sequence[HostArray]
@@ -48,6 +49,7 @@ class Architecture(NamedTuple):
         write: `write(module) -> config`, its inverse, "architectures" included; refuses what the files cannot say.
         entries: `entries(module) -> table`: every parameter of the module once.
         layers: `layers(module) -> (how many, whether they are stacked)`.
+        claims: `claims(module)`: the layers and sizes that config.json said, which the tensors must show.
         prefix: What tensors' names begin with in the table ("bert."); files of the bare model leave it out.
         bare: `bare(module)`: whether this one's file is such.
         other: `other(module) -> names` of tensors of other heads over the same model, which loading leaves out.
@@ -63,6 +65,7 @@ class Architecture(NamedTuple):
     write: Callable[[Any], dict[str, Any]]
     entries: Callable[[Any], list[Entry]]
     layers: Callable[[Any], tuple[int, bool]]
+    claims: Callable[[Any], Claims]
     prefix: str
     bare: Callable[[Any], bool]
     other: Callable[[Any], set[str]] = lambda _: set()
@@ -125,8 +128,8 @@ def expect(where: str, config: Mapping[str, Any], **values: Any) -> None:
     for name, value in values.items():
         if config.get(name, value) != value:
             raise ValueError(
-                f"models.load: config.json of a {where} has {name}={config[name]!r}. Tried: {value!r}, the only one "
-                f"that our model computes. Use a model that has it."
+                f"models.load: config.json of a {where} has {name}={config[name]!r:.80}. Tried: {value!r}, the only "
+                f"one that our model computes. Use a model that has it."
             )
 
 
@@ -137,27 +140,55 @@ def choose(where: str, config: Mapping[str, Any], name: str, choices: Mapping[st
         ValueError: If we have none.
     """
     value = config.get(name, default)
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(
-            f"models.load: config.json of a {where} has {name}={value!r}. Tried: {', '.join(choices)}. Use a model "
+            f"models.load: config.json of a {where} has {name}={value!r:.80}. Tried: {', '.join(choices)}. Use a model "
             f"that has one of them."
         )
     return choices[value]
+
+
+def _wrong(where: str, name: str, value: Any, wanted: str) -> ValueError:
+    return ValueError(
+        f"models.load: config.json of a {where} has {name}={value!r:.80}. Tried: {wanted}. Give the model's own "
+        f"config.json."
+    )
 
 
 def need(where: str, config: Mapping[str, Any], *names: str) -> list[int]:
     """Sizes that config.json must have.
 
     Raises:
-        ValueError: If one is missing or no integer of at least 1.
+        ValueError: If one is missing or no integer in [1, 2**31).
     """
     found = []
     for name in names:
         value = config.get(name)
         if type(value) is not int or not 1 <= value < 2**31:
-            raise ValueError(
-                f"models.load: config.json of a {where} has {name}={value!r}. Tried: a size. Give the model's own "
-                f"config.json."
-            )
+            raise _wrong(where, name, value, "a size")
         found.append(value)
     return found
+
+
+def count(where: str, config: Mapping[str, Any], name: str, default: int) -> int:
+    """A whole number that config.json may have: a size or a token's id; `default` where it is absent or null.
+
+    Raises:
+        ValueError: If it is no integer in [0, 2**31).
+    """
+    value = default if config.get(name) is None else config[name]
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise _wrong(where, name, value, "a whole number of at least 0")
+    return value
+
+
+def number(where: str, config: Mapping[str, Any], name: str, default: float) -> float:
+    """A real number that config.json may have; `default` where it is absent or null.
+
+    Raises:
+        ValueError: If it is none, or not finite.
+    """
+    value = default if config.get(name) is None else config[name]
+    if type(value) not in (int, float) or not abs(value) < 1e300:
+        raise _wrong(where, name, value, "a number")
+    return float(value)

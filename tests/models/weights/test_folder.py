@@ -185,7 +185,7 @@ def test_a_new_head_is_drawn_only_if_asked(tmp_path):
     assert models.load(tmp_path)[0].config == model.config
     # The other way: the head that the file has is left out.
     assert "head" not in models.load(FIXTURES / "roberta_classify", head="hidden", pooler=False)[1]
-    with pytest.raises(ValueError, match="lacks"):  # nothing fits: a wrong folder, not a new head
+    with pytest.raises(ValueError, match="which are of 0 such layers"):  # nothing fits: a wrong folder, not a new head
         models.load(rewrite(copy("bert_hidden", tmp_path), dict.clear), init=key)
 
 
@@ -262,7 +262,7 @@ def test_a_missing_extra_or_misshapen_tensor_is_named(change, message, tmp_path)
         ("bert_mlm", {"hidden_act": "silu"}, "hidden_act='silu'"),
         ("bert_mlm", {"is_decoder": True}, "is_decoder=True"),
         ("bert_mlm", {"vocab_size": "many"}, "vocab_size='many'"),
-        ("bert_mlm", {"vocab_size": 10**9}, r"'bert.embeddings.word_embeddings.weight' is \[50, 16\]"),
+        ("bert_mlm", {"vocab_size": 40}, r"'bert.embeddings.word_embeddings.weight' is \[50, 16\]"),
         ("bert_mlm", {"architectures": ["BertForQuestionAnswering"]}, "BertForQuestionAnswering"),
         ("bert_mlm", {"num_attention_heads": 3}, "heads=3 do not divide width=16"),
         ("gpt2", {"activation_function": "relu"}, "activation_function='relu'"),
