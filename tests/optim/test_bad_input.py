@@ -109,7 +109,7 @@ def test_a_value_that_could_have_been_built_can_be_set():
 
 
 def test_a_mask_of_the_wrong_structure():
-    """optax #1426, #292: masks are trees that nothing checks against the parameters."""
+    """optax #1007: masks are trees that nothing checks against the parameters."""
     mask = {"mlp": {"kernel": True}, "embedding": False}
     tx = optim.stages(decay=optim.decay(0.1, where=optim.by_mask(mask)), lr=optim.scale_by_lr(1.0))
     with pytest.raises(

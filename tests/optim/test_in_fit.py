@@ -32,6 +32,7 @@ def chain(lr):
 
 @pytest.mark.parametrize("strategy", [parallel.single, parallel.replicate, parallel.pmap])
 def test_fit_logs_what_was_chosen(strategy):
+    """optax #206, #326: it must be computed again outside."""
     run = fit(chain(1e-2), strategy=strategy())
     row = run.history[0]
     assert row["lr"] == pytest.approx(1e-2)

@@ -73,6 +73,7 @@ def test_a_chain_is_optax_composed_by_hand():
 
 
 def test_state_is_read_and_changed_by_name():
+    """optax #964, #1371: parts of a state are reached by position, and cannot be reset in place."""
     params = parameters()
     tx = issue_chain()
     _, state = run(tx, params)
@@ -88,7 +89,7 @@ def test_state_is_read_and_changed_by_name():
 
 
 def test_hyperparameters_change_without_compiling_again():
-    """optax #577, #353: a new rate is a new program. optax #1414: a scheduled value cannot be overridden."""
+    """optax #577, #353: a new rate is a new program; and a scheduled value cannot be overridden, see test_points.py."""
     params = parameters()
     tx = optim.adamw(optax.linear_schedule(1e-2, 0.0, 100))
     traces = []
@@ -118,6 +119,7 @@ def test_hyperparameters_change_without_compiling_again():
 
 
 def test_metrics_are_those_chosen():
+    """optax #206, #326: neither the rate nor a norm is to be had from the state."""
     params = parameters()
     _, state = run(issue_chain(), params, steps=1)
     values = optim.metrics(state)
@@ -138,6 +140,8 @@ def test_works_inside_optax_and_around_it():
 
 @pytest.mark.parametrize(("coupling", "factor"), [("lr", 0.5 * 0.1), ("schedule", 0.5 * 0.1 / 0.2), ("none", 0.1)])
 def test_decay_says_what_it_is_multiplied_by(coupling, factor):
+    """optax #292, #1426, #1291: one coupling, which is not the paper's."""
+
     class Half:
         peak = 0.2
 
@@ -151,6 +155,7 @@ def test_decay_says_what_it_is_multiplied_by(coupling, factor):
 
 
 def test_group_multipliers_reach_rate_and_decay():
+    """optax #160, #175, #993: a group's own rate is an optimizer of its own."""
     params = {"a": jnp.ones((3,)), "b": jnp.ones((3,))}
     tx = optim.stages(
         groups=optim.groups(
