@@ -22,6 +22,7 @@ WHERE = "models.load"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _HEADER_BYTES = 100_000_000  # as the format's reference implementation
+_AXES = 32  # more than any array here or in PyTorch's users' hands; a product over more is somebody's trap
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -57,6 +58,21 @@ def damaged(path: Path, what: str) -> ValueError:
     )
 
 
+class _Twice(Exception):
+    """A name that an object of JSON has a second time."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names: set[str] = set()
+        for name, _ in pairs:
+            if name in names:
+                raise _Twice(name)
+            names.add(name)
+    return found
+
+
 def _header(path: Path) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file, and where its data begin."""
     size = path.stat().st_size
@@ -69,8 +85,10 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
             raise damaged(path, f"its header claims {length} bytes of {size}")
         text = file.read(length)
     try:
-        header = json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        header = json.loads(text, object_pairs_hook=_once)
+    except _Twice as twice:
+        raise damaged(path, f"its header has {twice.args[0]!r:.80} twice") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits too
         raise damaged(path, f"its header is no JSON ({type(error).__name__})") from error
     if not isinstance(header, dict):
         raise damaged(path, "its header is no JSON object")
@@ -78,7 +96,19 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _ints(value: Any) -> bool:
-    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+    return isinstance(value, list) and len(value) <= _AXES and all(type(n) is int and 0 <= n < 2**63 for n in value)
+
+
+def _covered(path: Path, spans: list[tuple[int, int, str]], room: int) -> None:
+    """Refuses tensors that share bytes and bytes that are no tensor's, as the format's reference does."""
+    at = 0
+    for begin, end, name in sorted(spans):
+        if begin != at:
+            what = "shares bytes with another" if begin < at else "leaves bytes before it that are no tensor's"
+            raise damaged(path, f"tensor {name!r} at {[begin, end]} {what}")
+        at = end
+    if at != room:
+        raise damaged(path, f"its tensors end at byte {at} of {room}")
 
 
 def read_safetensors(path: Path) -> dict[str, Stored]:
@@ -86,7 +116,7 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
 
     Raises:
         ValueError: If the header is damaged or says of a tensor what cannot be: an unknown dtype, bytes outside the
-            file, more or fewer than its shape needs.
+            file, more or fewer than its shape needs, another tensor's; or if bytes are no tensor's.
     """
     header, begin = _header(path)
     room = path.stat().st_size - begin
@@ -103,6 +133,8 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
                 f" Convert it to one of them."
             )
         needed = math.prod(shape) * dtype.itemsize
+        if math.prod(n for n in shape if n) * dtype.itemsize >= 2**63:
+            raise damaged(path, f"tensor {name!r} {dtype}{list(shape)} is beyond 2**63 bytes")
         if len(span) != 2 or not span[0] <= span[1] <= room or span[1] - span[0] != needed:
             raise damaged(path, f"tensor {name!r} {dtype}{list(shape)} needs {needed} bytes and has {span} of {room}")
 
@@ -110,27 +142,31 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
             return data[span[0] : span[1]].view(dtype).reshape(shape)
 
         found[name] = Stored(shape, dtype, read)
+    _covered(path, [(*about["data_offsets"], name) for name, about in header.items()], room)
     return found
 
 
-def _index(path: Path) -> list[Path]:
-    """The files that an index names, which lie beside it."""
+def _index(path: Path) -> dict[Path, set[str]]:
+    """The files that an index names, which lie beside it, and of each the tensors that it says are there."""
     try:
-        names = json.loads(path.read_text())["weight_map"].values()
-        files = sorted({str(name) for name in names})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        places = json.loads(path.read_text())["weight_map"]
+        files: dict[str, set[str]] = {}
+        for name, file in places.items():
+            files.setdefault(str(file), set()).add(name)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, f"no weight_map of tensors to files ({type(error).__name__})") from error
     for name in files:
         if Path(name).name != name or not (path.parent / name).is_file():
-            raise damaged(path, f"it names {name!r}, which is no file beside it")
-    return [path.parent / name for name in files]
+            raise damaged(path, f"it names {name!r:.80}, which is no file beside it")
+    return {path.parent / name: files[name] for name in sorted(files)}
 
 
 def read_folder(folder: Path) -> dict[str, Stored]:
     """The tensors of a folder by name, from its safetensors files, else from PyTorch's.
 
     Raises:
-        ValueError: If there is no such file, one is damaged, or two of them hold a tensor of one name.
+        ValueError: If there is no such file, one is damaged, two of them hold a tensor of one name, or they hold others
+            than their index says.
     """
     from jaxnn.models.weights.pickled import read_pickled
 
@@ -150,8 +186,14 @@ def read_folder(folder: Path) -> dict[str, Stored]:
         )
     path, read = there[0]
     found: dict[str, Stored] = {}
-    for file in _index(path) if path.suffix == ".json" else [path]:
-        for name, stored in read(file).items():
+    files: Mapping[Path, set[str] | None] = _index(path) if path.suffix == ".json" else {path: None}
+    for file, said in files.items():
+        there = read(file)
+        if said is not None and said != there.keys():
+            name = min(said ^ there.keys())
+            what = f"says that {name!r} is in {file.name!r}" if name in said else f"has no {name!r} of {file.name!r}"
+            raise damaged(path, f"its weight_map {what}: it is not so")
+        for name, stored in there.items():
             if name in found:
                 raise damaged(file, f"tensor {name!r} is in another file too")
             found[name] = stored

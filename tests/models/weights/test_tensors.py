@@ -52,6 +52,19 @@ def test_reads_what_the_reference_writes_and_the_other_way_round(tmp_path):
         ({"x": about([2], [0, 16])}, r"'x' float32\[2\] needs 8 bytes and has \[0, 16\] of 16"),
         ({"x": about([4], [8, 24])}, "needs 16 bytes"),
         ({"x": about([2**40], [0, 16])}, "needs 4398046511104 bytes"),
+        ({"x": about([2**62] * 100_000, [0, 16])}, "is described by"),
+        ({"x": about([2**62] * 30, [0, 16])}, r"beyond 2\*\*63 bytes"),
+        ({"x": about([0, 2**62, 2**62], [0, 0])}, r"beyond 2\*\*63 bytes"),
+        (b'{"x":{"dtype":"F32","shape":[' + b"1" * 6000 + b'],"data_offsets":[0,16]}}', "no JSON"),
+        ({"x": about([10**30], [0, 16])}, "is described by"),
+        ({"x": about([4], [0, 16]), "y": about([2], [8, 16])}, r"'y' at \[8, 16\] shares bytes with another"),
+        ({"x": about([4], [0, 16]), "y": about([4], [0, 16])}, "'y' at .* shares bytes"),
+        ({"x": about([1], [12, 16])}, r"'x' at \[12, 16\] leaves bytes before it"),
+        ({"x": about([1], [0, 4]), "y": about([1], [8, 12])}, "'y' at .* leaves bytes"),
+        ({"x": about([2], [0, 8])}, "end at byte 8 of 16"),
+        ({}, "end at byte 0 of 16"),
+        (b'{"x":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"x":{}}', "its header has 'x' twice"),
+        (b'{"x":{"dtype":"F32","shape":[9],"shape":[4],"data_offsets":[0,16]}}', "its header has 'shape' twice"),
         ({"x": about([-4], [0, 16])}, "is described by"),
         ({"x": about([4], [0, 16], "F7")}, "'x' has dtype 'F7'"),
         ({"x": about([4], [16, 0])}, "needs 16 bytes"),
@@ -90,9 +103,28 @@ def test_an_index_names_files_beside_it_only(tmp_path):
         (json.dumps({"weight_map": {"x": "absent.safetensors"}}), "no file beside it"),
         ("{}", "no weight_map"),
         ("nonsense", "no weight_map"),
+        ('{"weight_map":' + "[" * 100_000, "no weight_map"),
+        (json.dumps({"weight_map": {"x": ["a"]}}), "no file beside it"),
     ):
         index.write_text(text)
         with pytest.raises(ValueError, match=message):
             tensors.read_folder(folder)
     with pytest.raises(ValueError, match="has no weights"):
         tensors.read_folder(tmp_path / "nowhere")
+
+
+def test_an_index_is_believed_and_checked(tmp_path):
+    for name in "ab":
+        write(tmp_path / f"{name}.safetensors", {name: about([1], [0, 4])}, bytes(4))
+    index = tmp_path / "model.safetensors.index.json"
+    true = {"a": "a.safetensors", "b": "b.safetensors"}
+    index.write_text(json.dumps({"weight_map": true}))
+    assert set(tensors.read_folder(tmp_path)) == {"a", "b"}
+    for lie, message in (
+        (true | {"c": "a.safetensors"}, "says that 'c' is in 'a.safetensors'"),
+        ({"a": "b.safetensors", "b": "a.safetensors"}, "'a' .*'a.safetensors'"),
+        ({"b": "b.safetensors", "c": "a.safetensors"}, "has no 'a' of 'a.safetensors'"),
+    ):
+        index.write_text(json.dumps({"weight_map": lie}))
+        with pytest.raises(ValueError, match=message):
+            tensors.read_folder(tmp_path)
