@@ -4,17 +4,19 @@ A pickle is a program that may call anything. Here it is read as data: of its 68
 dict of tensors needs are known, the three functions that may be called are ours, and every other name is refused.
 """
 
+import contextlib
+import math
 import pickletools
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.models.weights.tensors import WHERE, Stored, damaged
+from jaxnn.models.weights.tensors import AXES, WHERE, Stored, damaged
 from jaxnn.typing import HostArray
 
 _STORAGES = {
@@ -57,6 +59,12 @@ class _Refused(Exception):
     pass
 
 
+def _short(value: Any) -> str:
+    """What a refusal says of a value; never a tuple's own text, which may be longer than any memory (tuples of tuples
+    of one tuple, doubled at each level by two bytes of the file)."""
+    return f"{value!r:.60}" if isinstance(value, (str, int, _Name)) else type(value).__name__
+
+
 def _empty() -> dict[Any, Any]:
     return {}
 
@@ -65,9 +73,17 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Te
     numbers = (offset, *shape, *strides)
     if not isinstance(storage, _Storage) or any(type(n) is not int or n < 0 for n in numbers):
         raise _Refused("a tensor of no storage")
-    if len(shape) != len(strides):
-        raise _Refused(f"a tensor of shape {shape} with strides {strides}")
-    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+    if len(shape) != len(strides) or len(shape) > AXES:
+        raise _Refused(f"a tensor of {len(shape)} axes with {len(strides)} strides")
+    if math.prod(n for n in shape if n) * storage.dtype.itemsize >= 2**63:
+        raise _Refused(f"a tensor of shape {shape}")
+    reach = 1
+    for stride, size in sorted(zip(strides, shape)):
+        if size > 1 and stride < reach and 0 not in shape:
+            raise _Refused(f"a tensor {list(shape)} with strides {list(strides)}, whose elements share memory")
+        reach += (size - 1) * stride if size > 1 else 0
+    # The stride of an axis of one says nothing, and may be anything.
+    return _Tensor(storage, offset, tuple(shape), tuple(s if n > 1 else 0 for n, s in zip(shape, strides)))
 
 
 # What a file may call, by name: none of it is PyTorch's.
@@ -79,7 +95,9 @@ _CALLS: dict[_Name, Callable[..., Any]] = {
 
 
 def _named(module: Any, name: Any) -> _Name:
-    found = _Name(str(module), str(name))
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise _Refused("it names what is no text")
+    found = _Name(module, name)
     if found not in _CALLS and not (found.module == "torch" and found.name in _STORAGES):
         raise _Refused(f"it names {found.module}.{found.name}, which is no part of a tensor")
     return found
@@ -87,11 +105,12 @@ def _named(module: Any, name: Any) -> _Name:
 
 def _storage(described: Any) -> _Storage:
     if not isinstance(described, tuple) or len(described) != 5 or described[0] != "storage":
-        raise _Refused(f"a stored object {described!r:.60}")
+        raise _Refused(f"a stored object {_short(described)}")
     _, kind, key, _, size = described
-    if not isinstance(kind, _Name) or kind.name not in _STORAGES or type(size) is not int or size < 0:
-        raise _Refused(f"a storage {described!r:.60}")
-    return _Storage(np.dtype(_STORAGES[kind.name]), str(key), size)
+    known = isinstance(kind, _Name) and kind.name in _STORAGES and isinstance(key, str)
+    if not known or type(size) is not int or not 0 <= size < 2**63:
+        raise _Refused(f"a storage of {_short(kind)}, {_short(key)}, {_short(size)}")
+    return _Storage(np.dtype(_STORAGES[kind.name]), key, size)
 
 
 class _Reader:
@@ -112,6 +131,9 @@ class _Reader:
         target = self.stack[-1]
         if type(target) is not dict:
             raise _Refused("items for something that is no dict")
+        for name in items[::2]:
+            if not isinstance(name, str):
+                raise _Refused(f"an entry's name is {_short(name)} and no text")
         target.update(zip(items[::2], items[1::2], strict=True))
 
     def step(self, code: str, arg: Any) -> None:
@@ -150,7 +172,7 @@ class _Reader:
         elif code == "REDUCE":
             arguments, function = stack.pop(), stack.pop()
             if not isinstance(function, _Name) or function not in _CALLS:
-                raise _Refused(f"it calls {function!r:.60}")
+                raise _Refused(f"it calls {_short(function)}")
             stack.append(_CALLS[function](*arguments))
         elif code in ("SETITEM", "SETITEMS"):
             items = self._since_mark() if code == "SETITEMS" else [stack.pop(-2), stack.pop()]
@@ -191,9 +213,19 @@ def _flat(path: Path, value: Any) -> dict[str, _Tensor]:
     if not isinstance(value, dict):
         raise damaged(path, f"it holds {type(value).__name__} and no dict of tensors")
     for name, tensor in value.items():
-        if not isinstance(name, str) or not isinstance(tensor, _Tensor):
+        if not isinstance(tensor, _Tensor):
             raise damaged(path, f"its entry {name!r:.60} is {type(tensor).__name__} and no tensor")
     return value
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The archive; what `zipfile` says of a damaged one is the error of this library."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, OverflowError, struct.error, UnicodeError) as error:
+        raise damaged(path, f"its archive is damaged ({type(error).__name__}: {error})") from error
 
 
 def read_pickled(path: Path) -> dict[str, Stored]:
@@ -208,7 +240,7 @@ def read_pickled(path: Path) -> dict[str, Stored]:
             f"and save it again there, best as safetensors."
         )
     size = path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
+    with _opened(path) as archive:
         members = {info.filename: info for info in archive.infolist()}
         programs = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(programs) != 1:
@@ -228,9 +260,13 @@ def read_pickled(path: Path) -> dict[str, Stored]:
         room = 0 if member is None else member.file_size // tensor.storage.dtype.itemsize
         if member is None or (reach > room and not empty):
             raise damaged(path, f"tensor {name!r} {list(tensor.shape)} reaches element {reach} of {room}")
+        if tensor.storage.size * tensor.storage.dtype.itemsize != member.file_size:
+            raise damaged(
+                path, f"tensor {name!r} is of {tensor.storage.size} stored {tensor.storage.dtype}, and there are {room}"
+            )
 
         def read(tensor: _Tensor = tensor, member: zipfile.ZipInfo = member) -> HostArray:
-            with zipfile.ZipFile(path) as archive:
+            with _opened(path) as archive:
                 flat = np.frombuffer(archive.read(member), tensor.storage.dtype)
             steps = [s * flat.itemsize for s in tensor.strides]
             view = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, steps, writeable=False)

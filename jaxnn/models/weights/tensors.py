@@ -22,7 +22,7 @@ WHERE = "models.load"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _HEADER_BYTES = 100_000_000  # as the format's reference implementation
-_AXES = 32  # more than any array here or in PyTorch's users' hands; a product over more is somebody's trap
+AXES = 32  # more than any array here or in PyTorch's users' hands; a product over more is somebody's trap
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -96,7 +96,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _ints(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= _AXES and all(type(n) is int and 0 <= n < 2**63 for n in value)
+    return isinstance(value, list) and len(value) <= AXES and all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 
 def _covered(path: Path, spans: list[tuple[int, int, str]], room: int) -> None:

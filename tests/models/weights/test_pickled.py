@@ -38,6 +38,7 @@ def tensor_program(size=4, offset=0, shape=(2, 2), strides=(2, 1)):
 
 
 DATA = np.arange(4, dtype=np.float32)
+DOUBLED = b"q\x00h\x00\x86" * 200  # memo 0 is the top; the top and memo 0 are a tuple, and so on
 
 
 def test_a_tensor_with_strides_and_offset(tmp_path):
@@ -45,6 +46,7 @@ def test_a_tensor_with_strides_and_offset(tmp_path):
         (tensor_program(), DATA.reshape(2, 2)),
         (tensor_program(strides=(1, 2)), DATA.reshape(2, 2).T),
         (tensor_program(offset=1, shape=(3,), strides=(1,)), DATA[1:]),
+        (tensor_program(shape=(1, 2, 1), strides=(0, 2, 9)), DATA[::2].reshape(1, 2, 1)),
         (tensor_program(shape=(0, 2)), np.zeros((0, 2))),
     ):
         found = read_pickled(archive(tmp_path / "w.pth", program, {"0": DATA.tobytes()}))
@@ -90,7 +92,8 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(protocol, tmp_path):
         (b"\x80\x02\x82\x01.", "opcode EXT1"),
         (b"\x80\x05\x97.", "opcode NEXT_BUFFER"),
         (b"\x80\x02X\x01\x00\x00\x00aQ.", "a stored object 'a'"),
-        (b"\x80\x02}K\x01K\x02s.", "entry 1 is int and no tensor"),
+        (b"\x80\x02}K\x01K\x02s.", "entry's name is 1 and no text"),
+        (b"\x80\x02}X\x01\x00\x00\x00wK\x02s.", "entry 'w' is int and no tensor"),
         (b"\x80\x02K\x01.", "it holds int"),
         (b"\x80\x02(", "damaged|does not end"),
         (b"\x80\x02R.", "damaged"),
@@ -99,7 +102,18 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(protocol, tmp_path):
         (b"\x80\x04\x8e" + b"\xff" * 8 + b".", "damaged"),
         (tensor_program(size=4, shape=(200, 200), strides=(200, 1)), r"'w' \[200, 200\] reaches element 40000 of 4"),
         (tensor_program(offset=3), "reaches element 7 of 4"),
-        (tensor_program(strides=(1,)), "a tensor of shape"),
+        (tensor_program(strides=(1,)), "a tensor of 2 axes with 1 strides"),
+        (tensor_program(shape=(200, 200), strides=(0, 0)), r"\[200, 200\] with strides \[0, 0\], whose elements share"),
+        (tensor_program(shape=(2, 2), strides=(0, 1)), "share memory"),
+        (tensor_program(shape=(2, 2), strides=(1, 1)), "share memory"),
+        (tensor_program(shape=(1,) * 33, strides=(1,) * 33), "a tensor of 33 axes"),
+        (tensor_program(shape=(0, *[255] * 9), strides=(1,) * 10), "a tensor of shape"),
+        (tensor_program(size=5), "'w' is of 5 stored float32, and there are 4"),
+        # Tuples doubled 200 times, as what each refusal would print, or hash.
+        (b"\x80\x02)" + DOUBLED + b"Q.", "a stored object tuple"),
+        (b"\x80\x02)" + DOUBLED + b")R.", "it calls tuple"),
+        (b"\x80\x02})" + DOUBLED + b"K\x01s.", "name is tuple and no text"),
+        (b"\x80\x04)" + DOUBLED + b"h\x00\x93.", "it names what is no text"),
     ],
 )
 def test_nothing_but_tensors_that_are_there(program, message, tmp_path):
@@ -131,3 +145,18 @@ def test_the_fixture_is_torchs_own():
     found = read_pickled(FIXTURES / "gpt2_pickled" / "pytorch_model.bin")
     assert found["transformer.wte.weight"].shape == (50, 16)
     assert models.load(FIXTURES / "gpt2_pickled")[0].config.layers == 2
+
+
+def test_a_damaged_file_is_a_named_error(tmp_path):
+    """Whatever byte is another: the tensors, or an error of this library's form."""
+    whole = archive(tmp_path / "w.pth", tensor_program(), {"0": DATA.tobytes()}).read_bytes()
+    said = []
+    for at in range(len(whole)):
+        for flip in (0xFF, 0x01):
+            (tmp_path / "w.pth").write_bytes(whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :])
+            try:
+                {name: tensor.read() for name, tensor in read_pickled(tmp_path / "w.pth").items()}
+            except ValueError as error:
+                said.append(str(error))
+    assert len(said) > len(whole)
+    assert all(text.startswith("models.load: ") for text in said)
