@@ -130,6 +130,7 @@ def test_a_population_resumes_to_the_byte(tmp_path):
     [
         ({"lr": [1e-3]}, {}, TypeError, r"population must be optim.grid\(lr=\[...\]\)"),
         (optim.members(rate=[1e-3, 1e-2]), {}, ValueError, "no hyperparameter 'rate'"),
+        (optim.members(b1=[0.5, 1.0]), {}, ValueError, r"b1 is 1. Give a number in \[0, 1\)"),
         (
             optim.members(lr=[1e-3, 1e-2, 1e-1]),
             {"strategy": parallel.replicate(jax.devices()[:2])},
@@ -159,7 +160,7 @@ def test_grids():
         (lambda: optim.grid(), "no hyperparameter"),
         (lambda: optim.grid(lr=[]), "one value or more"),
         (lambda: optim.members(lr=[1, 2], b1=[0.5]), "same number of values"),
-        (lambda: optim.grid(b1=[1.0]), r"b1 is 1. Give a number in \[0, 1\)"),
+        (lambda: optim.grid(lr=[-1.0]), r"lr is -1. Give a number >= 0"),
     ):
         with pytest.raises(ValueError, match=message):
             make()
