@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxnn.optim.compose.fits import check_gradients
 from jaxnn.optim.compose.scaling import full, times
 from jaxnn.optim.compose.transformation import Context, Transformation, apply_part
 from jaxnn.optim.compose.wrapping import inner_of, wrap
@@ -58,7 +59,7 @@ def accumulate(tx: optax.GradientTransformation, k: int) -> Accumulate:
         A transformation whose `update` takes `weight=` (the micro-batch's number of tokens or examples; 1 by default).
 
     Raises:
-        ValueError: If `k` is no whole number of at least 1.
+        ValueError: If `k` is no whole number of at least 1; at trace time, if gradients do not fit the sum.
     """
     where = "optim.accumulate"
     inner = inner_of(where, tx)
@@ -69,6 +70,7 @@ def accumulate(tx: optax.GradientTransformation, k: int) -> Accumulate:
         return AccumulateState(*_nothing(params), inner.init(params))
 
     def add(grads: PyTree, state: AccumulateState, weight: Any = 1.0) -> AccumulateState:
+        check_gradients(where, grads, state.total)
         weight = jax.lax.convert_element_type(jnp.asarray(weight), jnp.float32)
         total = jax.tree.map(lambda t, g: t + times(weight, full(g).astype(t.dtype)), state.total, grads)
         return AccumulateState(state.count + 1, state.weight + weight, total, state.inner)
@@ -118,9 +120,7 @@ def accumulate(tx: optax.GradientTransformation, k: int) -> Accumulate:
         return updates, AccumulateState(kept[0], kept[1], kept[2], new)
 
     plain = wrap("accumulate", inner, init, update)
-    made = Accumulate(
-        plain.init, plain.update, name=plain.name, parts=plain.parts, wants_context=True, facts=plain.facts
-    )
+    made = Accumulate(init, update, name=plain.name, parts=plain.parts, wants_context=True, facts=plain.facts)
     made.add, made.emit = add, emit
     return made
 

@@ -126,11 +126,10 @@ def groups(**named: Group | tuple[select.Predicate, optax.GradientTransformation
 
     def split(labels: list[str], values: PyTree) -> dict[str, PyTree]:
         leaves, treedef = jax.tree.flatten(values)
-        if len(leaves) != len(labels):
-            raise ValueError(
-                f"optim.groups: {len(leaves)} gradients for {len(labels)} parameters. Give trees of the same structure."
-            )
-        masked = {name: [x if at == name else optax.MaskedNode() for at, x in zip(labels, leaves)] for name in members}
+        masked = {
+            name: [x if at == name else optax.MaskedNode() for at, x in zip(labels, leaves, strict=True)]
+            for name in members
+        }
         return {name: jax.tree.unflatten(treedef, xs) for name, xs in masked.items()}
 
     def init(params: PyTree) -> GroupsState:

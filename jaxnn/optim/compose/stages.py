@@ -5,10 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from jaxnn import tree
 from jaxnn.optim.compose.measures import Metrics, Seen, check_choices, measure
 from jaxnn.optim.compose.rates import check_stages
 from jaxnn.optim.compose.stable import stable
@@ -35,8 +33,8 @@ def stages(*, metrics: Sequence[str] = (), **named: optax.GradientTransformation
 
     Raises:
         TypeError: If a stage is no gradient transformation.
-        ValueError: If there is no stage, two have a rate, or a metric is unknown; at init and trace time, if gradients
-            do not fit the parameters, a leaf is not floating, or a metric has no stage to measure.
+        ValueError: If there is no stage, two have a rate, or a metric is unknown; at init and trace time, if a metric
+            has no stage to measure.
     """
     where = "optim.stages"
     if not named:
@@ -71,7 +69,6 @@ def stages(*, metrics: Sequence[str] = (), **named: optax.GradientTransformation
         return updates, new, measure(chosen, Seen(grads, updates, params, parts, new, told))
 
     def init(params: PyTree) -> StagesState:
-        check_leaves(where, params)
         states = {name: part.init(params) for name, part in parts.items()}
         values: dict[str, Any] = {}
         if chosen:  # which names there are depends on the parameters
@@ -83,7 +80,6 @@ def stages(*, metrics: Sequence[str] = (), **named: optax.GradientTransformation
     def update(
         updates: PyTree, state: StagesState, params: PyTree = None, *, context: Context | None = None, **extra: Any
     ) -> tuple[PyTree, StagesState]:
-        check_gradients(where, updates, params)
         new_updates, states, values = run(updates, state.stages, params, context or Context(), extra)
         return new_updates, StagesState(states, values)
 
@@ -92,36 +88,3 @@ def stages(*, metrics: Sequence[str] = (), **named: optax.GradientTransformation
         if isinstance(part, Transformation) and "lr_in_effect" in part.facts:
             facts["lr_in_effect"] = lambda state, n=name, p=part: p.facts["lr_in_effect"](state.stages[n])
     return Transformation(init, update, name="stages", parts=parts, wants_context=True, facts=facts)
-
-
-def check_leaves(where: str, params: PyTree) -> None:
-    """Refuses parameters that cannot be trained.
-
-    Raises:
-        TypeError: Naming a leaf that is not floating or complex.
-    """
-    for path, leaf in tree.leaves_by_path(params).items():
-        if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, np.inexact):
-            raise TypeError(
-                f"{where}: leaf {path!r} {tree.describe(leaf)} is not floating, and has no gradient. Keep it out of "
-                "the parameters, in the model state."
-            )
-
-
-def check_gradients(where: str, grads: PyTree, params: PyTree) -> None:
-    """Refuses gradients that do not fit the parameters.
-
-    Raises:
-        ValueError: Naming the leaves whose place or shape differs.
-    """
-    if params is None:
-        return
-    if jax.tree.structure(grads) != jax.tree.structure(params) or any(
-        np.shape(g) != np.shape(p) for g, p in zip(jax.tree.leaves(grads), jax.tree.leaves(params))
-    ):
-        shapes = [jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.float32), t) for t in (grads, params)]
-        shown = list(tree.differences(*shapes))
-        raise ValueError(
-            f"{where}: gradients and parameters differ (first against second): {'; '.join(shown[:4]) or 'in structure'}"
-            f"{f'; and {len(shown) - 4} more' if len(shown) > 4 else ''}. Give gradients by the same parameters."
-        )

@@ -11,6 +11,7 @@ import jax
 import optax
 
 from jaxnn import tree
+from jaxnn.optim.compose.fits import checked_init, checked_update
 from jaxnn.optim.hyper import Hyperparameters
 from jaxnn.typing import Array, PyTree, Schedule
 
@@ -37,8 +38,10 @@ class Transformation(optax.GradientTransformationExtraArgs):
     """An optax gradient transformation with a name, its parts, and its hyperparameters.
 
     Attributes:
-        init: `init(params) -> state`.
-        update: `update(updates, state, params=None, **extra) -> (updates, state)`.
+        init: `init(params) -> state`. Refuses leaves that cannot be trained.
+        update: `update(updates, state, params=None, **extra) -> (updates, state)`. Refuses gradients and states that
+            do not fit.
+        unchecked: `update` for who has checked already.
         name: What summaries and errors call it.
         parts: The transformations that it is made of, by name.
         hyper: Its own hyperparameters, or None.
@@ -46,6 +49,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
         facts: What else composition may ask of it.
     """
 
+    unchecked: Callable[..., tuple[Any, Any]]
     name: str
     parts: Mapping[str, optax.GradientTransformation]
     hyper: Hyperparameters | None
@@ -63,7 +67,9 @@ class Transformation(optax.GradientTransformationExtraArgs):
         wants_context: bool = False,
         facts: Mapping[str, Any] | None = None,
     ) -> Self:
-        self = super().__new__(cls, cast(Any, init), update)
+        where = name if name.startswith("optax") else f"optim.{name}"
+        self = super().__new__(cls, cast(Any, checked_init(where, init)), checked_update(where, init, update))
+        self.unchecked = update
         self.name, self.parts, self.hyper = name, dict(parts or {}), hyper
         self.wants_context, self.facts = wants_context, dict(facts or {})
         return self
@@ -91,8 +97,9 @@ def apply_part(
     extra: Mapping[str, Any],
 ) -> tuple[PyTree, PyTree]:
     """One part's update; it is given the context if it asks for it, and extra arguments if it takes any."""
-    if isinstance(part, Transformation) and part.wants_context:
-        return part.update(updates, state, params, context=context, **extra)
+    if isinstance(part, Transformation):
+        told = {"context": context} if part.wants_context else {}
+        return part.unchecked(updates, state, params, **told, **extra)
     return optax.with_extra_args_support(part).update(updates, state, params, **extra)
 
 

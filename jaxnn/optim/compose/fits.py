@@ -1,0 +1,131 @@
+"""What does not fit is refused by name: leaves without a gradient, gradients and states of other parameters."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn import tree
+from jaxnn.typing import PyTree
+
+SHOWN = 4  # leaves in a message
+
+
+def check_leaves(where: str, params: PyTree) -> None:
+    """Refuses parameters that cannot be trained.
+
+    Raises:
+        TypeError: Naming a leaf that is not floating or complex.
+    """
+    if all(_floats(leaf) for leaf in jax.tree.leaves(params)):
+        return
+    path, leaf = next((path, leaf) for path, leaf in tree.leaves_by_path(params).items() if not _floats(leaf))
+    raise TypeError(
+        f"{where}: leaf {path!r} {tree.describe(leaf)} is not floating, and has no gradient. Keep it out of the "
+        "parameters, in the model state."
+    )
+
+
+def check_gradients(where: str, grads: PyTree, params: PyTree = None) -> None:
+    """Refuses gradients that are none, or do not fit the parameters (or a tree like them), where those are given.
+
+    Raises:
+        TypeError: Naming a leaf that is not floating or complex.
+        ValueError: Naming the leaves whose place or shape differs.
+    """
+    leaves = jax.tree.leaves(grads)
+    if not all(map(_floats, leaves)):
+        path, leaf = next((path, leaf) for path, leaf in tree.leaves_by_path(grads).items() if not _floats(leaf))
+        raise TypeError(f"{where}: the gradient of {path!r} is {tree.describe(leaf)}. Give one that is floating.")
+    if params is None or (
+        jax.tree.structure(grads) == jax.tree.structure(params)
+        and all(np.shape(g) == np.shape(p) for g, p in zip(leaves, jax.tree.leaves(params)))
+    ):
+        return
+    raise ValueError(
+        f"{where}: gradients and parameters differ (first against second): {_shown(grads, params)}. Give gradients by "
+        "the same parameters."
+    )
+
+
+def checked_init(where: str, init: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`init` that refuses parameters that cannot be trained."""
+
+    @functools.wraps(init)
+    def checked(params: PyTree) -> PyTree:
+        check_leaves(where, params)
+        return init(params)
+
+    return checked
+
+
+def checked_update(
+    where: str, init: Callable[[Any], Any], update: Callable[..., tuple[Any, Any]]
+) -> Callable[..., tuple[Any, Any]]:
+    """`update` that refuses gradients and states that do not fit, and does nothing else.
+
+    Gradients are compared with the parameters. What `init` would give is compared with the state only where the update
+    fails, or changes a shape: neither costs anything in a program that works.
+    """
+
+    @functools.wraps(update)
+    def checked(updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any) -> tuple[PyTree, PyTree]:
+        check_gradients(where, updates, params)
+        like = updates if params is None else params
+        try:
+            found, new = update(updates, state, params, **extra)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            misfit = _misfit(init, like, state)
+            if misfit is None:
+                raise
+            raise ValueError(_none_of(where, misfit)) from error
+        if _shapes(found) != _shapes(updates) or _shapes(new) != _shapes(state):
+            misfit = _misfit(init, like, state)
+            if misfit is not None:
+                raise ValueError(_none_of(where, misfit))
+        return found, new
+
+    return checked
+
+
+def _none_of(where: str, misfit: str) -> str:
+    return (
+        f"{where}: the state is none of this optimizer for these parameters (expected against given): {misfit}. Give "
+        "tx.init(params), or take over another optimizer's with optim.migrate."
+    )
+
+
+def _misfit(init: Callable[[Any], Any], like: PyTree, state: PyTree) -> str | None:
+    """How a state differs from what `init` gives for parameters like these; None where it does not, or none knows."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), like)
+    try:
+        expected = jax.eval_shape(init, shapes)
+    except Exception:  # whatever it was, it was not the state
+        return None
+    if jax.tree.structure(expected) == jax.tree.structure(state) and _shapes(expected) == _shapes(state):
+        return None
+    return _shown(expected, state)
+
+
+def _shapes(values: PyTree) -> list[tuple[int, ...]]:
+    return [np.shape(x) for x in jax.tree.leaves(values)]
+
+
+def _shown(left: PyTree, right: PyTree) -> str:
+    """Where two trees differ, dtypes aside."""
+    plain = [jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.float32), t) for t in (left, right)]
+    lines = list(tree.differences(*plain))
+    more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    return f"{'; '.join(lines[:SHOWN]) or 'in structure'}{more}"
+
+
+def _floats(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and _inexact(leaf.dtype)
+
+
+@functools.cache
+def _inexact(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, np.inexact))
