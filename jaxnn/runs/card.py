@@ -59,9 +59,9 @@ def write_card(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike
     target.parent.mkdir(parents=True, exist_ok=True)
     blocks += _curves(labels, records, target)
     first = next((i for i, result in enumerate(results) if result is not None), 0)
-    for part in results[first].parts if results[first] is not None else ():
-        whose = f" ({labels[first]})" if len(records) > 1 else ""
-        blocks += _section(part, whose, records[first].path, target)
+    whose = f" ({labels[first]})" if len(records) > 1 else ""
+    if (result := results[first]) is not None:
+        blocks += [block for part in result.parts for block in _section(part, whose, records[first].path, target)]
     blocks += _sample(records[first])
     blocks += ["## Settings", _table(_settings(records[0]), ("setting", "value"))]
     blocks.append(f"{SIGNED}{', '.join(f'`{record.path.absolute().name}`' for record in records)}.*")

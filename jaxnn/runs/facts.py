@@ -111,13 +111,12 @@ def _device(record: Record) -> str:
     cpu, devices = record.environment.get("cpu", {}), record.environment.get("devices", {})
     if record.device is None:
         return ""
-    said = [record.device] if devices.get("backend") != "cpu" else []
-    cores = f"{cpu.get('count')} cores of {cpu.get('model')}" if cpu.get("count") else ""
-    used = record.fit.get("devices") or 1
-    if not said:
-        said.append(f"CPU{f' as {used} devices' if used > 1 else ''}")
-    processes = devices.get("processes", 1)
-    return ", ".join(filter(None, [*said, cores, f"{processes} processes" if processes > 1 else ""]))
+    used, processes = record.fit.get("devices") or 1, devices.get("processes", 1)
+    plain = f"CPU as {used} devices" if used > 1 else "CPU"  # a core is no device: 8 may be forced on 2
+    said = [plain if devices.get("backend") == "cpu" else record.device]
+    if cpu.get("count"):
+        said.append(f"{cpu['count']} cores of {cpu.get('model')}")
+    return ", ".join([*said, *([f"{processes} processes"] if processes > 1 else [])])
 
 
 def _spent(record: Record, *, training: bool = False) -> str:
