@@ -130,10 +130,13 @@ def _check_twins(twins: Mapping[str, str], stored: Mapping[str, Stored]) -> None
 
 
 def _compare(
-    where: Path, wanted: list[Leaf], stored: Mapping[str, Stored], fresh: bool, known: Collection[str]
+    where: Path, wanted: list[Leaf], stored: Mapping[str, Stored], fresh: bool, known: Collection[str], new_head: bool
 ) -> set[str]:
     """Refuses what is missing, left over or misshapen; gives the paths that are to be drawn."""
     names = {name for leaf in wanted for theirs in leaf.theirs for name in theirs}
+    if fresh and new_head:
+        old = {name for leaf in wanted if leaf.path.startswith("head/") for theirs in leaf.theirs for name in theirs}
+        stored = {name: tensor for name, tensor in stored.items() if name not in old}
     drawn = {leaf.path for leaf in wanted if any(n not in stored for theirs in leaf.theirs for n in theirs)}
     missing = sorted(names - stored.keys())
     extra = sorted(stored.keys() - names - set(known))
@@ -156,7 +159,8 @@ def _compare(
                 if stored[name].shape != shape:
                     raise ValueError(
                         f"models.load: tensor {name!r} is {list(stored[name].shape)}. Tried: {list(shape)}, for "
-                        f"{leaf.path!r} by config.json. Correct config.json, or give the weights that belong to it."
+                        f"{leaf.path!r} by config.json. Correct config.json, or give the weights that belong to it; a "
+                        f"head of other classes needs init=KEY."
                     )
                 if not jnp.issubdtype(stored[name].dtype, jnp.floating):
                     raise ValueError(
@@ -227,16 +231,18 @@ def load(
 
     Read are config.json and model.safetensors, or the files of model.safetensors.index.json, or pytorch_model.bin, or a
     .pth file; these last two without unpickling (`weights.pickled`). Tensors go to their devices one by one: on the
-    host there is never more than one parameter besides the mapped file. Where `changes` name
-    the head that is wanted, tensors of other heads are left out; every other difference is an error.
+    host there is never more than one parameter besides the mapped file (of an image model there are all). Where
+    `changes` name the head that is wanted, tensors of other heads are left out; every other difference is an error.
 
     Args:
         folder: With config.json, of a `model_type` in `KINDS`, or that `save` wrote; with `model` a file of tensors.
         model: The `ResNet`, `VGG`, `Inception` or `ViT` whose tensors these are, in torchvision's layout.
         place: Where parameters go: a sharding or a device for all, a tree of them like the parameters, or a function
             `(path, host array) -> array`. None for the default device.
-        dtype: Of the parameters; None keeps each as it is in the file.
-        init: Typed key: parameters that the file lacks are drawn from their initialisers (a new head). None refuses.
+        dtype: Of the parameters; None keeps each as it is in the file (an image model's float32).
+        init: Typed key: parameters that the file lacks are drawn from their initialisers, and so is a head of another
+            number of classes than are wanted: `models.load("resnet18.pth", model=..., classes=10, init=key)`. None
+            refuses.
         changes: Fields of the model's config to be others than the file's: `head="classify", classes=3`.
 
     Returns:
@@ -252,12 +258,11 @@ def load(
     said = config.get("model_type")
     kind = said if isinstance(said, str) else None
     if model is not None or kind in images.FAMILIES:
-        if init is not None:
-            raise ValueError("models.load: init=KEY for an image model. Tried: all of its tensors. Leave init out.")
-        pictured: Any = images.described(config) if model is None else model
+        claimed = images.described(config) if model is None else None
+        pictured: Any = claimed or model
         if changes:
             pictured = type(pictured)(dataclasses.replace(pictured.config, **changes))
-        return pictured, images.load(folder, pictured, _placer(place), dtype)
+        return pictured, images.load(folder, pictured, _placer(place), dtype, init, claimed)
     if kind not in KINDS:
         raise ValueError(
             f"models.load: config.json has model_type={said!r:.80}. Tried: {', '.join((*KINDS, *images.FAMILIES))}. "
@@ -275,7 +280,8 @@ def load(
     wanted = list(leaves(found, module, like))
     # Whoever says which head is wanted leaves the others out knowingly.
     known = found.other(as_saved) | found.other(module) if changes else frozenset()
-    drawn = _compare(folder, wanted, stored, init is not None, known | twins.keys())
+    classes = [getattr(m.config, "classes", None) for m in (as_saved, module)]
+    drawn = _compare(folder, wanted, stored, init is not None, known | twins.keys(), classes[0] != classes[1])
     _check_twins(twins, stored)
     put = _placer(place)
     values: dict[str, Any] = {}

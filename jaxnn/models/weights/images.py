@@ -19,9 +19,11 @@ from jaxnn.models.inception import Inception, InceptionConfig
 from jaxnn.models.resnet import ResNet, ResNetConfig
 from jaxnn.models.vgg import VGG, VGGConfig
 from jaxnn.models.vit import ViT, ViTConfig
-from jaxnn.models.weights import tensors
+from jaxnn.models.weights import claims, tensors
 from jaxnn.models.weights.pickled import read_pickled
+from jaxnn.models.weights.tensors import Stored
 from jaxnn.models.weights.vision import from_torchvision, to_torchvision
+from jaxnn.typing import Array
 
 # `model_type` in our config.json, to the module and its config.
 FAMILIES: Mapping[str, tuple[type[nn.Module], type[Any]]] = {
@@ -46,8 +48,6 @@ def described(config: Mapping[str, Any]) -> nn.Module:
     """
     module, make = FAMILIES[config["model_type"]]
     fields = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items() if name != "model_type"}
-    if fields.get("matmul_dtype") is not None:
-        fields["matmul_dtype"] = jnp.dtype(fields["matmul_dtype"])
     odd = sorted(fields.keys() - {field.name for field in dataclasses.fields(make)})
     if odd:
         raise ValueError(
@@ -55,10 +55,44 @@ def described(config: Mapping[str, Any]) -> nn.Module:
             f"Take it out."
         )
     family: Any = module
-    return family(make(**fields))
+    try:
+        if fields.get("matmul_dtype") is not None:
+            fields["matmul_dtype"] = jnp.dtype(fields["matmul_dtype"])
+        return family(make(**fields))
+    except TypeError as error:
+        raise ValueError(
+            f"models.load: config.json of {config['model_type']} has a field of another type ({error}). Tried: "
+            f"{make.__name__}. Write config.json again."
+        ) from error
 
 
-def load(path: Path, module: nn.Module, put: Callable[[str, Any], Any], dtype: Any) -> dict[str, Any]:
+def _check_claims(path: Path, module: Any, stored: Mapping[str, Stored]) -> None:
+    """Holds a config.json against the tensors before a module of its size is traced; see `claims`."""
+    c = module.config
+    blocks = sum(c.stages) if isinstance(module, (ResNet, VGG)) else c.layers if isinstance(module, ViT) else 1
+    if blocks > len(stored):
+        raise ValueError(
+            f"models.load: config.json in {str(path)!r} has {blocks} layers. Tried: the {len(stored)} tensors, which "
+            f"are of fewer. Correct config.json, or give the weights that belong to it."
+        )
+    sizes = {"classes": c.classes, "channels": c.channels}
+    if isinstance(module, (ResNet, VGG)):
+        sizes["widths"] = max(c.widths)
+    if isinstance(module, VGG) and c.head == "imagenet":
+        sizes["dense"] = c.dense
+    if isinstance(module, ViT):
+        sizes |= {"mlp_ratio * width": c.mlp_ratio * c.width, "patch": c.patch, "(image / patch)**2": c.tokens}
+    claims.check_sizes(path, sizes, stored)
+
+
+def load(
+    path: Path,
+    module: nn.Module,
+    put: Callable[[str, Any], Any],
+    dtype: Any,
+    init: Array | None = None,
+    claimed: nn.Module | None = None,
+) -> dict[str, Any]:
     """The module's variables, {"params": ..., "batch_stats": ...}, from a file in torchvision's layout or a folder.
 
     Args:
@@ -66,6 +100,8 @@ def load(path: Path, module: nn.Module, put: Callable[[str, Any], Any], dtype: A
         module: Whose they are.
         put: `(path, host array) -> array` for each variable, "params/stem/kernel", say.
         dtype: Of the variables; None keeps float32.
+        init: Typed key: draws a head that is not there or has another number of classes; see `from_torchvision`.
+        claimed: The module that the folder's own config.json describes, to be held against the tensors first.
 
     Raises:
         ValueError: If there is no such file, it is damaged, or its tensors are not the module's.
@@ -79,7 +115,9 @@ def load(path: Path, module: nn.Module, put: Callable[[str, Any], Any], dtype: A
         )
     else:
         stored = _READERS[path.suffix](path)
-    variables = from_torchvision(module, {name: tensor.read() for name, tensor in stored.items()})
+    if claimed is not None:
+        _check_claims(path, claimed, stored)
+    variables = from_torchvision(module, {name: tensor.read() for name, tensor in stored.items()}, init=init)
     return tree.map_by_path(lambda at, x: put(at, x if dtype is None else x.astype(dtype)), variables)
 
 

@@ -19,12 +19,13 @@ from jaxnn.models.resnet import ResNet
 from jaxnn.models.vgg import VGG
 from jaxnn.models.vit import ViT
 from jaxnn.models.weights.table import SAME, TRANSPOSED, Arrays, Entry, Transform
-from jaxnn.typing import HostArray
+from jaxnn.typing import Array, HostArray
 
 CONV = Transform(lambda xs: np.transpose(xs[0], (2, 3, 1, 0)), lambda x: [np.transpose(x, (3, 2, 0, 1))])
 _LEADING_ONE = Transform(lambda xs: xs[0][0], lambda x: [x[None]])
 # Counts of batches, which we do not keep, as torch's momentum does not read them.
 _NOISE = ".num_batches_tracked"
+_HEADS = ("params/head/", "params/fc/", "params/AuxLogits/fc/")
 
 
 def _conv(ours: str, theirs: str, bias: bool = False) -> list[Entry]:
@@ -171,13 +172,18 @@ _TABLES: Mapping[type[nn.Module], Callable[[Any], list[Entry]]] = {
 }
 
 
-def _shapes(module: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a module's variables by path, "params/..." and "batch_stats/..."."""
+def _init(module: Any, key: Array) -> dict[str, Array]:
+    """A module's variables by path, "params/..." and "batch_stats/...", from their initialisers."""
     c = module.config
     side = c.image if isinstance(module, ViT) else 299 if isinstance(module, inception.Inception) else 64
-    x = jax.ShapeDtypeStruct((1, side, side, c.channels), jnp.float32)
+    x = jnp.zeros((1, side, side, c.channels), jnp.float32)
+    return tree.leaves_by_path(module.init({"params": key, "dropout": key}, x))
+
+
+def _shapes(module: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a module's variables by path."""
     key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
-    return tree.leaves_by_path(jax.eval_shape(lambda k, x: module.init({"params": k, "dropout": k}, x), key, x))
+    return jax.eval_shape(lambda k: _init(module, k), key)
 
 
 def _entries(where: str, module: nn.Module) -> tuple[list[Entry], dict[str, jax.ShapeDtypeStruct]]:
@@ -194,13 +200,25 @@ def _entries(where: str, module: nn.Module) -> tuple[list[Entry], dict[str, jax.
     return entries, like
 
 
-def from_torchvision(module: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+def _other_classes(entry: Entry, given: Mapping[str, Any], like: Mapping[str, jax.ShapeDtypeStruct]) -> bool:
+    """Whether the tensor of a head, [classes, in] or [classes], is absent or of another number of classes."""
+    if not entry.ours.startswith(_HEADS):
+        return False
+    if (name := entry.theirs[0]) not in given:
+        return True
+    shape = np.shape(given[name])
+    return len(shape) > 0 and shape[0] != like[entry.ours].shape[-1] and shape[1:] == like[entry.ours].shape[:-1]
+
+
+def from_torchvision(module: nn.Module, state_dict: Mapping[str, Any], *, init: Array | None = None) -> dict[str, Any]:
     """A module's variables from torchvision's tensors.
 
     Args:
         module: A `ResNet`, `VGG`, `Inception` or `ViT` of the same architecture; ResNets for small images have the
             names that torchvision's would.
         state_dict: Tensors by name, as anything that NumPy reads: `weights.pickled` reads a .pth file so.
+        init: Typed key: a head that is not there, or is of another number of classes than the module's, is drawn from
+            its initialisers. None refuses.
 
     Returns:
         {"params": ..., "batch_stats": ...} for `module.apply`, float32, on the host.
@@ -213,6 +231,15 @@ def from_torchvision(module: nn.Module, state_dict: Mapping[str, Any]) -> dict[s
     given = {name: x for name, x in state_dict.items() if not name.endswith(_NOISE)}
     if isinstance(module, inception.Inception) and not module.config.aux:
         given = {name: x for name, x in given.items() if not name.startswith("AuxLogits.")}
+    drawn: dict[str, Array] = {}
+    if init is not None and (paths := [e.ours for e in entries if _other_classes(e, given, like)]):
+        layers = {path.rpartition("/")[0] for path in paths}
+        new = [e for e in entries if e.ours.rpartition("/")[0] in layers]
+        keep = [e.ours for e in new]
+        drawn = jax.jit(lambda key: {path: x for path, x in _init(module, key).items() if path in keep})(init)
+        gone = {name for e in new for name in e.theirs}
+        names, given = names - gone, {name: x for name, x in given.items() if name not in gone}
+        entries = [e for e in entries if e.ours not in drawn]
     for what, odd in (("lacks", names - given.keys()), ("has, besides,", given.keys() - names)):
         if odd:
             shown, more = ", ".join(map(repr, sorted(odd)[:3])), f" and {len(odd) - 3} more" if len(odd) > 3 else ""
@@ -220,7 +247,7 @@ def from_torchvision(module: nn.Module, state_dict: Mapping[str, Any]) -> dict[s
                 f"models.from_torchvision: the state dict {what} {shown}{more}. Tried: the {len(names)} tensors of "
                 f"{module}. Give the module that the weights belong to."
             )
-    found: dict[str, HostArray] = {}
+    found: dict[str, HostArray] = {path: np.asarray(x) for path, x in drawn.items()}
     for entry in entries:
         shape = tuple(like[entry.ours].shape)
         parts = [np.asarray(given[name]) for name in entry.theirs]
@@ -229,7 +256,8 @@ def from_torchvision(module: nn.Module, state_dict: Mapping[str, Any]) -> dict[s
             if part.shape != want or not jnp.issubdtype(part.dtype, jnp.floating):
                 raise ValueError(
                     f"models.from_torchvision: tensor {name!r} is {tree.describe(part)}. Tried: floats {list(want)}, "
-                    f"for {entry.ours!r}. Set the config to what the weights belong to (classes, channels, ...)."
+                    f"for {entry.ours!r}. Set the config to what the weights belong to (classes, channels, ...), or "
+                    f"give init=KEY where it is a head that a new one shall replace."
                 )
         found[entry.ours] = np.ascontiguousarray(entry.transform.join(parts), np.float32)
     variables: dict[str, Any] = {}

@@ -302,3 +302,14 @@ def test_minilms_real_weights_give_its_reference_embeddings():
     model, params = models.load(MINILM, head="embed")
     ours = jax.jit(lambda p, t: model.apply({"params": p}, t))(params, wanted["ids"].astype(np.int32))
     np.testing.assert_allclose(ours, wanted["embeddings"], atol=1e-5)
+
+
+def test_a_head_of_other_classes_is_drawn_where_a_key_is_given():
+    with pytest.raises(ValueError, match=r"'classifier.weight' is \[3, 16\]. Tried: \[4, 16\].*init=KEY"):
+        models.load(FIXTURES / "bert_classify", classes=4)
+    model, params = models.load(FIXTURES / "bert_classify", classes=4, init=jax.random.key(3))
+    assert model.config.classes == 4
+    assert params["head"]["kernel"].shape == (16, 4)
+    same = models.load(FIXTURES / "bert_classify")[1]
+    jax.tree.map(np.testing.assert_array_equal, params["blocks_0"], same["blocks_0"])
+    np.testing.assert_array_equal(params["pooler"]["kernel"], same["pooler"]["kernel"])
