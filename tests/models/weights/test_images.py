@@ -71,11 +71,36 @@ def test_what_is_refused(tmp_path):
     torchs = Path(__file__).resolve().parents[2] / "fixtures" / "weights" / "gpt2_pickled" / "pytorch_model.bin"
     with pytest.raises(ValueError, match="the state dict lacks 'class_token'"):  # read as tensors, which are others
         models.load(torchs, model=module)
-    with pytest.raises(ValueError, match="init=KEY for an image model"):
-        models.load(tmp_path, model=module, init=jax.random.key(0))
     with pytest.raises(ValueError, match=r"'params/patch_embed/kernel' is missing"):
         models.save(module, {"params": {}}, tmp_path / "new")
     assert not (tmp_path / "new").exists()
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "jaxnn-vit", "colour": 3}))
     with pytest.raises(ValueError, match=r"config.json of jaxnn-vit has 'colour'"):
         models.load(tmp_path)
+
+
+def test_a_file_of_torch_gives_torchs_logits():
+    """`torch.save(model.state_dict(), ...)` of a ResNet under torchvision's names, and two images' logits."""
+    path = Path(__file__).resolve().parents[2] / "fixtures" / "pth" / "resnet.pth"
+    config = models.ResNetConfig.preset("resnet18", stages=(1, 2), widths=(4, 8), classes=3, form="lax")
+    module, variables = models.load(path, model=models.ResNet(config))
+    with np.load(path.with_suffix(".npz")) as f:
+        logits = jax.jit(module.apply)(variables, f["images"])
+        np.testing.assert_allclose(logits, f["logits"], atol=1e-5 * np.abs(f["logits"]).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("aux", [False, True])
+def test_inception_comes_back_as_it_was(aux, tmp_path):
+    module = models.Inception(models.InceptionConfig(classes=3, aux=aux, form="lax"))
+    variables = drawn(module)
+    # As large as trained ones are, or ninety layers of random numbers overflow; variances are positive.
+    shrunk = tree.map_by_path(lambda at, x: np.abs(x) if at.endswith("var") else 0.05 * x, variables)
+    models.save(module, shrunk, tmp_path)
+    found, read = models.load(tmp_path)
+    assert found == module
+    same(read, shrunk)
+    x = np.random.default_rng(1).normal(size=(1, 75, 75, 3)).astype(np.float32)
+    logits = jax.jit(module.apply)(shrunk, x)
+    assert np.isfinite(logits).all()
+    np.testing.assert_array_equal(jax.jit(found.apply)(read, x), logits)
