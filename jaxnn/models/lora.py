@@ -118,18 +118,39 @@ def init_lora(key: Array, params: Params, spec: LoRA) -> Params:
     return _nested(found)
 
 
-def apply_lora(params: Params, adapters: Params, spec: LoRA) -> Params:
-    """Parameters with `alpha / r * a @ b` added where there is an adapter; differentiable in both.
-
-    Raises:
-        ValueError: If an adapter belongs to no parameter.
-    """
-    pairs = _pairs(adapters)
-    if unknown := pairs.keys() - tree.leaves_by_path(params).keys():
+def _check_pairs(leaves: dict[str, Any], pairs: dict[str, dict[str, Array]], spec: LoRA) -> None:
+    """Refuses adapters of no parameter, half ones, and ones of another shape or rank: the scale would be another's."""
+    if unknown := pairs.keys() - leaves.keys():
         raise ValueError(
             f"{WHERE}: adapters for {sorted(unknown)[:3]}, which the parameters have not. Tried: the parameters they "
             f"were made for. Give those."
         )
+    for path, pair in pairs.items():
+        if pair.keys() != {"a", "b"}:
+            raise ValueError(
+                f"{WHERE}: the adapter of {path!r} has {sorted(pair)}. Tried: 'a' and 'b'. Give both, as init_lora "
+                f"makes them."
+            )
+        lead, inner, outer = _matrix(path, leaves[path])
+        got = tuple(pair["a"].shape), tuple(pair["b"].shape)
+        if got != ((*lead, inner, spec.rank), (*lead, spec.rank, outer)):
+            described = " and ".join(tree.describe(pair[name]) for name in "ab")
+            raise ValueError(
+                f"{WHERE}: the adapter of {path!r} is {described}. Tried: {[*lead, inner, spec.rank]} and "
+                f"{[*lead, spec.rank, outer]}, for a parameter {list(leaves[path].shape)} by rank={spec.rank}. Give "
+                f"the spec and the parameters that the adapters were made with."
+            )
+
+
+def apply_lora(params: Params, adapters: Params, spec: LoRA) -> Params:
+    """Parameters with `alpha / r * a @ b` added where there is an adapter; differentiable in both.
+
+    Raises:
+        ValueError: If an adapter belongs to no parameter, is half of one, or is of another shape or rank than the
+            parameter and the spec say.
+    """
+    pairs = _pairs(adapters)
+    _check_pairs(tree.leaves_by_path(params), pairs, spec)
 
     def one(path: str, leaf: Any) -> Any:
         if path not in pairs:

@@ -64,3 +64,17 @@ def test_what_does_not_fit_is_refused():
         apply_lora({"head": PARAMS["head"]}, adapters, SPEC)
     with pytest.raises(ValueError, match="kept has"):
         unmerge_lora({"head": PARAMS["head"]}, merge_lora(PARAMS, adapters, SPEC)[1])
+
+
+def test_adapters_of_another_spec_or_model_are_refused():
+    head = {"head": PARAMS["head"]}
+    adapters = init_lora(jax.random.key(3), head, SPEC)
+    pair = adapters["head"]["kernel"]
+    with pytest.raises(ValueError, match=r"adapter of 'head/kernel' is float32\[4, 2\] .*Tried: \[4, 7\] and.*rank=7"):
+        merge_lora(head, adapters, LoRA(where="kernel$", rank=7))
+    with pytest.raises(ValueError, match=r"for a parameter \[5, 3\] by rank=2"):
+        apply_lora({"head": {"kernel": jnp.ones((5, 3))}}, adapters, SPEC)
+    with pytest.raises(ValueError, match=r"adapter of 'head/kernel' has \['a'\]. Tried: 'a' and 'b'"):
+        apply_lora(head, {"head": {"kernel": {"a": pair["a"]}}}, SPEC)
+    with pytest.raises(ValueError, match=r"adapters for \['other'\]"):
+        apply_lora(head, {"other": pair}, SPEC)
