@@ -58,6 +58,7 @@ def lamb_core(
     select.check("optim.lamb: where", where)
 
     def init(params: Params) -> LAMBState:
+        select.check_masks("optim.lamb: where", where, params)
         return LAMBState(hyper.init(), *zeros(params))
 
     def update(grads: PyTree, state: LAMBState, params: PyTree = None, **extra: Any) -> tuple[PyTree, LAMBState]:
@@ -140,6 +141,7 @@ def lars_core(
     select.check("optim.lars: where", where)
 
     def init(params: Params) -> LARSState:
+        select.check_masks("optim.lars: where", where, params)
         mu = None if momentum is None else jax.tree.map(lambda p: jnp.zeros_like(full(p)), params)
         return LARSState(hyper.init(), mu)
 

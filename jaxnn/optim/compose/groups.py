@@ -133,6 +133,8 @@ def groups(**named: Group | tuple[select.Predicate, optax.GradientTransformation
         return {name: jax.tree.unflatten(treedef, xs) for name, xs in masked.items()}
 
     def init(params: PyTree) -> GroupsState:
+        for name, g in members.items():
+            select.check_masks(f"optim.groups: {name!r}", g.where, params)
         parts = split(jax.tree.leaves(assign(params, members)), params)
         return GroupsState({name: g.tx.init(parts[name]) for name, g in members.items()}, hyper.init())
 

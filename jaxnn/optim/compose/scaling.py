@@ -21,8 +21,8 @@ def full(x: Array) -> Array:
 
 def times(scalar: Array, x: Array) -> Array:
     """`scalar * x` in x's dtype, without promoting it."""
-    # Equations that do nothing take time to trace, over thousands of leaves.
-    return (scalar if scalar.dtype == x.dtype else scalar.astype(x.dtype)) * x
+    # Over thousands of leaves, equations that do nothing take time to trace, and so does jnp's promotion.
+    return jax.lax.mul(scalar if scalar.dtype == x.dtype else scalar.astype(x.dtype), x)
 
 
 class ClipState(NamedTuple):
@@ -157,7 +157,7 @@ def decay(
     select.check("optim.decay: where", where)
 
     def init(params: PyTree) -> DecayState:
-        del params
+        select.check_masks("optim.decay: where", where, params)
         return DecayState(hyper.init())
 
     def update(
@@ -181,7 +181,7 @@ def decay(
             shrunk = shrunk if shrunk.dtype == u.dtype else shrunk.astype(u.dtype)
             if cautious:
                 shrunk = jnp.where((sign * u * jnp.conj(full(p)).astype(u.dtype)).real > 0, shrunk, 0)
-            return u + shrunk
+            return jax.lax.add(u, shrunk)
 
         rest = () if multipliers is None else (multipliers,)
         return jax.tree.map(one, select.leaves(params), updates, params, *rest), DecayState(hypers)

@@ -7,8 +7,11 @@ where none did, a guess from rank and name.
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import jax
+import optax
 
 from jaxnn import tree
 from jaxnn.typing import PyTree
@@ -38,22 +41,31 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Predicate:
-    """A test of a parameter that prints as it was written."""
+    """A test of a parameter that prints as it was written.
+
+    Attributes:
+        test: `test(leaf) -> bool`.
+        text: How it was written.
+        masks: Of each mask in it, the paths for which it has an entry.
+    """
 
     test: Callable[[Leaf], bool]
     text: str
+    masks: tuple[frozenset[str], ...] = ()
 
     def __call__(self, leaf: Leaf) -> bool:
         return bool(self.test(leaf))
 
     def __and__(self, other: "Predicate") -> "Predicate":
-        return Predicate(lambda leaf: self(leaf) and other(leaf), f"({self.text} & {other.text})")
+        both = self.masks + other.masks
+        return Predicate(lambda leaf: self(leaf) and other(leaf), f"({self.text} & {other.text})", both)
 
     def __or__(self, other: "Predicate") -> "Predicate":
-        return Predicate(lambda leaf: self(leaf) or other(leaf), f"({self.text} | {other.text})")
+        both = self.masks + other.masks
+        return Predicate(lambda leaf: self(leaf) or other(leaf), f"({self.text} | {other.text})", both)
 
     def __invert__(self) -> "Predicate":
-        return Predicate(lambda leaf: not self(leaf), f"~{self.text}")
+        return Predicate(lambda leaf: not self(leaf), f"~{self.text}", self.masks)
 
     def __repr__(self) -> str:
         return self.text
@@ -94,23 +106,32 @@ def by_mask(mask: PyTree) -> Predicate:
 
     Raises:
         TypeError: If a leaf of the mask is no bool.
-        ValueError: When it is asked, if a parameter has no entry in the mask.
+        ValueError: At init, if a parameter has no entry in the mask, or an entry no parameter.
     """
     entries = tree.leaves_by_path(mask)
     for name, value in entries.items():
         if not isinstance(value, bool):
             raise TypeError(f"optim.by_mask: entry {name!r} is {value!r:.60}. Give a tree of bools.")
 
+    paths = frozenset(entries)
+
     def test(leaf: Leaf) -> bool:
-        if leaf.path not in entries:
-            shown = ", ".join(list(entries)[:6]) + (f" and {len(entries) - 6} more" if len(entries) > 6 else "")
-            raise ValueError(
-                f"optim.by_mask: leaf {leaf.path!r} {leaf.shape} has no entry in the mask, which has {shown or 'none'}."
-                " Give a mask of the parameters' structure."
-            )
+        _check_entry("optim.by_mask", leaf, paths)
         return entries[leaf.path]
 
-    return Predicate(test, f"by_mask({sum(entries.values())} of {len(entries)})")
+    return Predicate(test, f"by_mask({sum(entries.values())} of {len(entries)})", (paths,))
+
+
+def _check_entry(where: str, leaf: Leaf, mask: frozenset[str]) -> None:
+    if leaf.path not in mask:
+        raise ValueError(
+            f"{where}: leaf {leaf.path!r} {leaf.shape} has no entry in the mask, which has {_listed(sorted(mask))}. Give a "
+            "mask of the parameters' structure."
+        )
+
+
+def _listed(paths: Sequence[str]) -> str:
+    return ", ".join(paths[:6]) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "") or "none"
 
 
 otherwise = Predicate(lambda leaf: False, "otherwise")  # the group of what no other group matches
@@ -126,6 +147,28 @@ def leaves(params: PyTree) -> PyTree:
         return Leaf(name, tuple(x.shape), known or tree.guess_role(name, x), known is not None)
 
     return tree.map_by_path(one, params)
+
+
+def check_masks(where: str, predicate: Predicate, params: PyTree) -> None:
+    """Refuses a predicate with a mask of another structure than the parameters'.
+
+    Raises:
+        ValueError: Naming entries without a parameter, or a parameter without an entry.
+    """
+    if not predicate.masks:
+        return
+    # Inside a group the other groups' parameters are `optax.MaskedNode()`; a mask of all parameters fits there too.
+    nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    known = [tree.path_name(path) for path, _ in nodes]
+    for mask in predicate.masks:
+        extra = sorted(mask - set(known))
+        if extra:
+            raise ValueError(
+                f"{where}: {predicate!r} has entries for {_listed(extra)}, and the parameters are {_listed(known)}. "
+                "Give a mask of the parameters' structure."
+            )
+        for leaf in jax.tree.leaves(leaves(params)):
+            _check_entry(f"{where}: {predicate!r}", leaf, mask)
 
 
 def check(where: str, predicate: Any) -> Predicate:

@@ -42,6 +42,8 @@ def hyperball(where: select.Predicate | None = None) -> Transformation:
         return jnp.sqrt(jnp.sum(jnp.square(jnp.abs(full(x))), axis=axes, keepdims=True)).astype(jnp.float32)
 
     def init(params: Params) -> HyperballState:
+        select.check_masks("optim.hyperball: where", chosen, params)
+
         def one(leaf: select.Leaf, p: Array) -> Array:
             if not chosen(leaf):
                 return jnp.zeros((), jnp.float32)
