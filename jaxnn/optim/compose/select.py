@@ -125,8 +125,8 @@ def by_mask(mask: PyTree) -> Predicate:
 def _check_entry(where: str, leaf: Leaf, mask: frozenset[str]) -> None:
     if leaf.path not in mask:
         raise ValueError(
-            f"{where}: leaf {leaf.path!r} {leaf.shape} has no entry in the mask, which has {_listed(sorted(mask))}. Give a "
-            "mask of the parameters' structure."
+            f"{where}: leaf {leaf.path!r} {leaf.shape} has no entry in the mask, which has {_listed(sorted(mask))}. "
+            "Give a mask of the parameters' structure."
         )
 
 
