@@ -54,7 +54,7 @@ def write_card(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike
     values = {label: ended_with(record, result) for label, record, result in zip(labels, records, results)}
     name = title or facts.experiment(records[0])
     blocks = [f"# {text(name)}", *_notes(labels, records), _fenced(facts.commands(records))]
-    blocks += _results(labels, records, values)
+    blocks += _results(labels, records, results, values)
     blocks += _facts(labels, facts.known(records, results))
     target.parent.mkdir(parents=True, exist_ok=True)
     blocks += _curves(labels, records, target)
@@ -160,15 +160,21 @@ def _notes(labels: Sequence[str], records: Sequence[Record]) -> list[str]:
     return notes
 
 
-def _results(labels: Sequence[str], records: Sequence[Record], values: Mapping[str, Values]) -> list[str]:
+def _results(
+    labels: Sequence[str], records: Sequence[Record], results: Sequence[Result | None], values: Mapping[str, Values]
+) -> list[str]:
     """A table of the values: a row a run and a row of means, or a row a value where there is one run."""
-    if len(records) == 1:
+    if len(records) == 1 and results[0] is not None:
         return [_table([(text(name), value) for name, value in values[labels[0]].items()], ("result", ""))]
+    if len(records) == 1:
+        at = {curves.title(name): int(steps[-1]) for name, (steps, _) in curves.series(records[0].rows).items()}
+        rows = [(text(name), value, at[name]) for name, value in values[labels[0]].items()]
+        return [_table(rows, ("last reported", "", "at step"))]
     names = list(dict.fromkeys(name for found in values.values() for name in found))
     rows = [[label, *(format_value(values[label].get(name), pad=True) for name in names)] for label in labels]
     ended = [values[label] for label, record in zip(labels, records) if record.outcome[0] in ("finished", "stopped")]
     if len(ended) > 1:
-        means = [spread([found[name] for found in ended if name in found]) for name in names]
+        means = [spread([v[name] for v in ended]) if all(name in v for v in ended) else "–" for name in names]
         rows.append([f"**mean of {len(ended)}**", *(f"**{mean}**" for mean in means)])
     note = "± is the standard deviation over the seeds."
     return [_table(rows, ["", *map(text, names)]), *([note] if len(ended) > 1 else [])]
@@ -242,7 +248,7 @@ def _settings(record: Record) -> list[tuple[str, str]]:
     config = record.config.get("config")
     own = dict(flat(config)) if isinstance(config, Mapping) else {}
     fit = {name: value for name, value in flat(record.fit) if name not in own and value != "null"}
-    hidden = {"examples", *(name.partition(".")[2] for name in OWN)}
+    hidden = {"batch_size", "examples", *(name.partition(".")[2] for name in OWN)}
     shown = [(name, value) for name, value in [*own.items(), *fit.items()] if name not in hidden]
     return [(f"`{name}`", f"`{value.replace('`', chr(39))}`" if value else "") for name, value in shown]
 

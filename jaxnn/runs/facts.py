@@ -77,7 +77,7 @@ def _data(record: Record) -> str:
     said = [f"{examples:,} examples to learn from" if isinstance(examples, int) else ""]
     if isinstance(count := begun.get("validation_examples"), int):
         said.append(f"{count:,} for validation")
-    said.append(f"data = {named}" if isinstance(named, str) else "")
+    said.append(f"from {named}" if isinstance(named, str) else "")
     said.append(str(begun.get("data", "")))
     return "; ".join(filter(None, said))
 

@@ -86,7 +86,7 @@ def test_a_run_tells_what_its_folder_holds(tmp_path):
     text = card(tmp_path, folder)
     assert text.startswith("# shapes\n\n```text\npython -m experiments.shapes --lr 0.5\n```\n")
     assert cells(text, "accuracy") == ["0.8125 |"]
-    assert cells(text, "data") == ["16 examples to learn from; 5 for validation; data = digits; Arrays(16 examples) |"]
+    assert cells(text, "data") == ["16 examples to learn from; 5 for validation; from digits; Arrays(16 examples) |"]
     assert cells(text, "steps") == ["8 of 4 examples, 2 passes over the data |"]
     assert cells(text, "parameters") == ["6 |"]
     assert cells(text, "device") == ["CPU, 2 cores of Abacus 3 |"]
@@ -122,8 +122,9 @@ def test_seeds_have_a_row_each_and_a_mean_with_its_spread(tmp_path):
 
 def test_a_run_that_did_not_conclude_shows_what_it_reported_last(tmp_path, blank):
     text = card(tmp_path, make(tmp_path / "r", accuracy=0.6875))
-    assert cells(text, "validation accuracy") == ["0.6875 |"]
-    assert cells(text, "validation loss") == ["0.3125 |"]
+    assert cells(text, "last reported") == ["", "at step |"]
+    assert cells(text, "validation accuracy") == ["0.6875", "8 |"]
+    assert cells(text, "validation loss") == ["0.3125", "8 |"]
     assert "| loss |" not in text
     assert "scoring" not in text
 
@@ -148,7 +149,7 @@ def test_a_result_of_a_run_that_went_on_is_left_out(tmp_path, blank):
     assert cells(card(tmp_path, folder), "accuracy") == ["0.9000 |"]  # resumed, and not a step further
     folder.metrics.append({"step": 9, "val_accuracy": 0.5})
     text = card(tmp_path, folder)
-    assert cells(text, "validation accuracy") == ["0.5000 |"]
+    assert cells(text, "validation accuracy") == ["0.5000", "9 |"]
     assert "result.json is of step 8, and the run went on: it is left out." in text
 
 
@@ -248,4 +249,4 @@ def test_a_folder_that_holds_little_still_makes_a_card(tmp_path, blank):
     text = card(tmp_path, folder)
     assert text.startswith("# some-run\n")
     assert "config.json could not be read: it is missing." in text
-    assert cells(text, "validation accuracy") == ["0.7500 |"]
+    assert cells(text, "validation accuracy") == ["0.7500", "8 |"]
