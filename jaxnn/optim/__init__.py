@@ -105,6 +105,7 @@ from jaxnn.optim.compose.stable import stable as stable
 from jaxnn.optim.compose.stages import stages as stages
 from jaxnn.optim.compose.summary import summary as summary
 from jaxnn.optim.compose.transformation import Transformation as Transformation
+from jaxnn.optim.compose.transformation import schedule_domains as schedule_domains
 from jaxnn.optim.compose.transformation import schedules_of as schedules_of
 from jaxnn.optim.hyper import constants as constants
 from jaxnn.optim.hyper import hyper as hyper

@@ -244,6 +244,7 @@ def prepare(
     with tree.declaring(declared):
         checks.optimizer_accepts(WHERE, tx, variables[0])
     setting_checks.schedules_last(WHERE, tx, total)
+    setting_checks.schedules_make_sense(WHERE, tx, total)
     if validation is not None:
         checks.is_source(WHERE, "validation", validation)
         alike = not lengths and not batch_lengths(validation)

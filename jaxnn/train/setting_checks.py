@@ -1,12 +1,15 @@
 """What `fit` refuses of its settings and hooks, before anything is compiled: numbers, periods and names."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxnn import optim, parallel
-from jaxnn.core import State, Step
+from jaxnn.core import State, Step, host
 from jaxnn.core.step import check_divides
 from jaxnn.runs import RunFolder
 from jaxnn.train.checks import given, whole
@@ -166,6 +169,40 @@ def schedules_last(where: str, tx: optax.GradientTransformation, steps: int) -> 
                 f"Give it steps={steps}, or join it to what follows: "
                 "optim.joined((schedule, steps), (optim.constant(1e-5), None))."
             )
+
+
+POINTS = 33  # steps of a run at which its schedules are looked at
+
+
+def schedules_make_sense(where: str, tx: optax.GradientTransformation, steps: int) -> None:
+    """Refuses a run in which a schedule leaves the values that make sense: a rate that turns negative climbs.
+
+    They are looked at on a grid of the run's steps; what is off by rounding passes.
+    """
+    grid = np.linspace(0, steps - 1, POINTS).round().astype(np.int32)
+    domains = optim.schedule_domains(tx)
+    for name, schedule in optim.schedules_of(tx).items():
+        values = _on_grid(schedule, grid)
+        domain = domains[name]
+        nearly = 1e-6 * float(np.abs(values).max(initial=0))
+        for step, value in zip(grid.tolist(), values.tolist(), strict=True):
+            if value not in domain and not (abs(value) <= nearly and 0 in domain):
+                raise ValueError(
+                    f"{where}: the schedule of {name!r} is {value:g} at step {step} of {steps}. Give one that is "
+                    f"{domain} in the whole run."
+                )
+
+
+def _on_grid(schedule: Callable[[Any], Any], steps: np.ndarray) -> np.ndarray:
+    """A schedule's values at these steps, float32; without a compiler, where it is made of what the host knows."""
+
+    def values(steps: jax.Array) -> jax.Array:
+        return jax.vmap(lambda step: jax.lax.convert_element_type(jnp.asarray(schedule(step)), jnp.float32))(steps)
+
+    try:
+        return host.evaluate(jax.make_jaxpr(values)(steps), steps)[0]
+    except host.Unknown:
+        return np.asarray(jax.jit(values)(steps))
 
 
 def population(where: str, members: Any, hooks: Sequence[Hook], debug: bool) -> None:

@@ -6,6 +6,7 @@ import optax
 import pytest
 
 from jaxnn import data, losses, models, optim, parallel, train, tree
+from jaxnn.train import setting_checks
 
 X = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
 Y = X.sum(axis=1, keepdims=True)
@@ -81,3 +82,27 @@ def test_roles_that_modules_declare_reach_the_groups():
 def test_a_schedule_that_ends_before_the_run_is_refused():
     with pytest.raises(ValueError, match=r"the schedule of 'lr.lr' ends at step 10, the run has 12 steps"):
         fit(optim.adam(optim.linear(1e-2, 0.0, steps=10)))
+
+
+@pytest.mark.parametrize(
+    ("tx", "message"),
+    [
+        (lambda: optim.adam(lambda s: 1e-3 - s * 2e-4), r"the schedule of 'lr.lr' is -0.0002 at step 6.*number >= 0"),
+        (lambda: optim.sgd(optax.linear_schedule(1e-3, -1e-3, 10)), r"the schedule of 'lr.lr' is -.* at step 6"),
+        (
+            lambda: optim.adam(1e-3, b2=optax.linear_schedule(0.9, 1.0, 10)),
+            r"the schedule of 'adam.b2' is 1 at step 10 .* in \[0, 1\)",
+        ),
+        (lambda: optim.ema(optim.adam(optax.linear_schedule(1e-3, -1e-3, 10))), r"the schedule of 'inner.lr.lr' is -"),
+    ],
+    ids=["lambda", "optax", "b2", "wrapped"],
+)
+def test_a_schedule_that_leaves_its_domain_in_the_run_is_refused(tx, message):
+    """optax: a rate that turns negative climbs, without a word."""
+    with pytest.raises(ValueError, match=rf"train.fit: {message}"):
+        fit(tx(), steps=13)
+
+
+def test_a_schedule_that_ends_at_nothing_but_rounding_is_accepted():
+    for schedule in (lambda s: 1e-3 * (1 - s / 12.0) - 1e-11, optax.cosine_decay_schedule(1e-3, 12)):
+        setting_checks.schedules_make_sense("here", optim.sgd(schedule), 13)

@@ -12,7 +12,7 @@ import optax
 
 from jaxnn import tree
 from jaxnn.optim.compose.fits import checked_init, checked_update
-from jaxnn.optim.hyper import Hyperparameters
+from jaxnn.optim.hyper import Domain, Hyperparameters
 from jaxnn.typing import Array, PyTree, Schedule
 
 
@@ -135,8 +135,16 @@ def walk(part: optax.GradientTransformation, path: str = "") -> Iterator[tuple[s
 
 def schedules_of(tx: optax.GradientTransformation) -> dict[str, Schedule]:
     """The schedules in a transformation by full name: `lr.lr`; what optax hides in closures is not found."""
-    found: dict[str, Schedule] = {}
+    return {name: schedule for name, schedule, _ in _scheduled(tx)}
+
+
+def schedule_domains(tx: optax.GradientTransformation) -> dict[str, Domain]:
+    """Where the values of `schedules_of(tx)` make sense, by the same names: `value in domain`."""
+    return {name: domain for name, _, domain in _scheduled(tx)}
+
+
+def _scheduled(tx: optax.GradientTransformation) -> Iterator[tuple[str, Schedule, Domain]]:
     for path, part in walk(tx):
         if isinstance(part, Transformation) and part.hyper is not None:
-            found |= {f"{path}.{name}".lstrip("."): s for name, s in part.hyper.schedules.items()}
-    return found
+            for name, schedule in part.hyper.schedules.items():
+                yield f"{path}.{name}".lstrip("."), schedule, part.hyper.domains[name]
