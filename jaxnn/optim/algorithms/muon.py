@@ -1,5 +1,6 @@
 """Muon: the momentum of each matrix, made orthogonal."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -73,28 +74,42 @@ def muon_core(
         h, hypers = hyper.at(state.hyper)
         known = views(where, grads if params is None else params, split)
 
-        def one_shape(g: Array, mu: Array) -> tuple[Array, Array]:
-            mu, ahead = momenta(h.momentum, g, mu, nesterov)
-            return orthogonalize(ahead), mu
+        # What depends on the shape alone multiplies the stack once, not every leaf.
+        whole = all(scale(view.rows, view.cols) == scale(view.cols, view.rows) for view in known)
 
-        operands = [[view.wide(x) for view, x in zip(known, jax.tree.leaves(t))] for t in (grads, state.mu)]
-        updates, mu = in_stacks(one_shape, known, *operands)
-        updates = [scale(view.rows, view.cols) * view.unwide(u) for view, u in zip(known, updates)]
-        mu = [view.unwide(m) for view, m in zip(known, mu)]
+        def one_shape(g: Array, mu: Array) -> tuple[Array]:
+            u = orthogonalize(momenta(h.momentum, g, mu, nesterov)[1])
+            return (scale(*u.shape[-2:]) * u if whole else u,)
+
+        gs, mus = jax.tree.leaves(grads), jax.tree.leaves(state.mu)
+        # Leaf by leaf, as the stack's own would be computed again in each of its slices.
+        mu = list(map(mean_of(h.momentum), mus, gs))
+        stacked = in_stacks(one_shape, known, *([view.wide(x) for view, x in zip(known, xs)] for xs in (gs, mus)))
+        found = stacked[0] if stacked else []
+        updates = [view.unwide(u) for view, u in zip(known, found)]
+        if not whole:
+            updates = [scale(view.rows, view.cols) * u for view, u in zip(known, updates)]
         structure = jax.tree.structure(grads)
         return jax.tree.unflatten(structure, updates), MuonState(hypers, jax.tree.unflatten(structure, mu))
 
     return Transformation(init, update, name="muon", hyper=hyper)
 
 
+def mean_of(momentum: Array) -> Callable[[Array, Array], Array]:
+    """`(m, g) -> momentum m + (1 - momentum) g`, in m's dtype."""
+    rest = 1 - momentum
+
+    def mixed(m: Array, g: Array) -> Array:
+        return jax.lax.add(times(momentum, m), times(rest, g if g.dtype == m.dtype else g.astype(m.dtype)))
+
+    return mixed
+
+
 def momenta(momentum: Array, g: Array, mu: Array, nesterov: bool) -> tuple[Array, Array]:
     """The new momentum as a mean, and what is made orthogonal."""
-
-    def mixed(m: Array) -> Array:
-        return times(momentum, m) + times(1 - momentum, g.astype(m.dtype))
-
-    new = mixed(mu)
-    return new, mixed(new) if nesterov else new
+    mixed = mean_of(momentum)
+    new = mixed(mu, g)
+    return new, mixed(new, g) if nesterov else new
 
 
 def check_matrices(where: str, known: list[View]) -> None:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.optim.compose import select
+from jaxnn.optim.compose.apart import part, starts
 from jaxnn.optim.compose.scaling import full
 from jaxnn.typing import Array, PyTree
 
@@ -69,7 +70,7 @@ class View:
             x = x.reshape(self.batch, self.rows, self.cols // 2)
             return jnp.concatenate([x.real, x.imag], -1)
         if self.heads is None or self.heads.axis == "in":
-            return x.reshape(self.batch, self.rows, self.cols)
+            return jax.lax.reshape(x, (self.batch, self.rows, self.cols))
         x = x.reshape(-1, self.rows, self.heads.count, self.cols)
         return jnp.swapaxes(x, 1, 2).reshape(self.batch, self.rows, self.cols)
 
@@ -78,7 +79,7 @@ class View:
         if self.pairs:
             return jax.lax.complex(*jnp.split(x, 2, -1)).reshape(self.shape)
         if self.heads is None or self.heads.axis == "in":
-            return x.reshape(self.shape)
+            return jax.lax.reshape(x, self.shape)
         x = x.reshape(-1, self.heads.count, self.rows, self.cols)
         return jnp.swapaxes(x, 1, 2).reshape(self.shape)
 
@@ -185,51 +186,14 @@ def in_stacks(
     for i in range(len(known)):
         own = tuple((x[i].shape[1:], x[i].dtype) for x in operands)
         stacks.setdefault((own, by[i] if by else None), []).append(i)
-    digits = _digits(max(map(len, stacks.values()), default=0))
     results: list[list[Any]] = []
-    for members in stacks.values():
+    places = starts(*([known[i].batch for i in members] for members in stacks.values()))
+    for members, where in zip(stacks.values(), places, strict=True):
         alone = len(members) == 1
-        joined = [x[members[0]] if alone else jnp.concatenate([x[i] for i in members]) for x in operands]
-        starts = _starts([known[i].batch for i in members], digits)
+        joined = [x[members[0]] if alone else jax.lax.concatenate([x[i] for i in members], 0) for x in operands]
         for k, whole in enumerate(fn(*joined)):
             if k == len(results):
                 results.append([None] * len(known))
-            for i, start in zip(members, starts):
-                results[k][i] = whole if alone else _part(whole, start, known[i].batch)
+            for i, start in zip(members, where, strict=True):
+                results[k][i] = whole if alone else part(whole, start, known[i].batch)
     return tuple(results)
-
-
-def _starts(batches: list[int], digits: tuple[list[Any], list[Any]] | None) -> list[Any]:
-    """Where each member of a stack starts."""
-    if digits is None or len(set(batches)) > 1:
-        return [sum(batches[:k]) for k in range(len(batches))]
-    high, low = digits
-    return [(high[k // len(low)] + low[k % len(low)]) * batches[0] for k in range(len(batches))]
-
-
-def _part(whole: Array, start: Any, size: int) -> Array:
-    """`size` entries of a stack from `start`, which is in it."""
-    if isinstance(start, int):
-        return jax.lax.slice_in_dim(whole, start, start + size)
-    starts = (start, *(jnp.zeros((), jnp.int32),) * (whole.ndim - 1))
-    return jax.lax.dynamic_slice(whole, starts, (size, *whole.shape[1:]), allow_negative_indices=False)
-
-
-def _digits(count: int) -> tuple[list[Array], list[Array]] | None:
-    """Scalars whose sums are 0, 1, ..., count - 1, and that XLA's CPU compiler cannot see through.
-
-    It compiles equal kernels once, and slices that start at different constants are different kernels: taking a stack
-    of 96 matrices apart took 2 s to compile, and takes 0.2 s this way. A loop hides the numbers: twice times one.
-    """
-    if count < 2 or jax.default_backend() != "cpu":
-        return None
-    base = math.isqrt(count - 1) + 1
-    numbers = [*range(0, count, base), *range(base)]
-
-    def again(carry: Any) -> Any:
-        turn, one, *rest = carry
-        return (turn + 1, one * one, *(n * one for n in rest))
-
-    start = tuple(jnp.asarray(n, jnp.int32) for n in (0, 1, *numbers))
-    _, _, *hidden = jax.lax.while_loop(lambda carry: carry[0] < 2, again, start)
-    return hidden[:-base], hidden[-base:]

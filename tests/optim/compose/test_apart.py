@@ -1,0 +1,38 @@
+"""Arrays taken apart: the parts are numpy's, and equal ones share one kernel."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxnn import optim
+from jaxnn.optim.compose.apart import part, starts
+
+
+def test_the_parts_are_the_slices_whatever_their_sizes():
+    lists = [3, 3, 3, 1, 0, 0, 2, 2, 2, 2, 2, 5], [1], [4, 4], []
+    wholes = [np.arange(2.0 * sum(sizes)).reshape(-1, 2) for sizes in lists]
+
+    @jax.jit
+    def taken(arrays):
+        return [
+            [part(x, at, size) for at, size in zip(where, sizes, strict=True)]
+            for x, where, sizes in zip(arrays, starts(*lists), lists, strict=True)
+        ]
+
+    for whole, sizes, found in zip(wholes, lists, taken([jnp.asarray(x) for x in wholes]), strict=True):
+        expected = np.split(whole, np.cumsum(sizes)[:-1]) if sizes else []
+        jax.tree.map(np.testing.assert_array_equal, found, [jnp.asarray(x) for x in expected])
+
+
+def instructions(tx, count):
+    """Of the compiled update of `count` matrices."""
+    params = {f"blocks_{i}": {"kernel": jax.ShapeDtypeStruct((8, 8), jnp.float32)} for i in range(count)}
+    state = jax.eval_shape(tx.init, params)
+    return jax.jit(tx.update).lower(params, state, params).compile().as_text().count(" = ")
+
+
+def test_a_matrix_more_adds_an_eighth_of_the_instructions_that_it_adds_to_optax_muon():
+    """XLA's time to compile goes by their number: 96 matrices compile at least 8 times faster than optax's."""
+    ours, theirs = (instructions(tx, 12) - instructions(tx, 6) for tx in (optim.muon(1e-3), optax.contrib.muon(1e-3)))
+    assert 0 < 8 * ours <= theirs
