@@ -14,14 +14,14 @@ from jaxnn.report import text_table
 Samples = Sequence[Mapping[str, Any]]
 GOAL, BF16, CACHE = 1.0, 1.3, 5.0
 METHOD = """\
-A step is forward, backward and AdamW's update (rate 1e-3, decay 0.01, PyTorch's defaults: `fused` and `foreach` are off
-on CPU), in float32 on two threads, without dropout, over batches of noise that lie in memory. PyTorch's models are plain
-`torch.nn` (`benchmarks/model_torch.py`, `model_torch_images.py`), attention `F.scaled_dot_product_attention`; "compiled"
-is `torch.compile` of model and loss, the update as in eager. Ours is the program that `train.fit` compiles: token models
-and the MLP in its loop over data on the device, images and the ViT a step a dispatch, as they are streamed. Every arm is
-a process; they take turns in an order drawn for each round, a stretch lasting 0.4 s or a step. A speed is the median
-over rounds of their time over ours, with the sign test's interval; shares of the peak count products and convolutions
-by `jaxnn.cost`, for PyTorch too."""
+A step is forward, backward and AdamW's update (rate 1e-3, decay 0.01, PyTorch's defaults: `fused` and `foreach` are
+off on CPU), in float32 on two threads, without dropout, over batches of noise that lie in memory. PyTorch's models
+are plain `torch.nn` (`benchmarks/model_torch.py`, `model_torch_images.py`), attention
+`F.scaled_dot_product_attention`; "compiled" is `torch.compile` of model and loss, the update as in eager. Ours is the
+program that `train.fit` compiles: token models and the MLP in its loop over data on the device, images and the ViT a
+step a dispatch, as they are streamed. Every arm is a process; they take turns in an order drawn for each round, a
+stretch lasting 0.4 s or a step. A speed is the median over rounds of their time over ours, with the sign test's
+interval; shares of the peak count products and convolutions by `jaxnn.cost`, for PyTorch too."""
 BY_HAND = "## What bounds the rows"  # from here on the card is written by hand, and kept
 
 
@@ -178,8 +178,8 @@ def card(samples: Samples, versions: Mapping[str, Any], command: str) -> str:
         "# A training step of every model family, beside PyTorch",
         f"```text\n{command}\n```",
         f"{versions['cpu']}, {versions['cpus']} CPUs. Ours: {said(ours)}. PyTorch: {said(theirs)}. Rounds: "
-        f"{', '.join(map(str, rounds)) or 'none'}. A product of two 512 x 512 float32 matrices, probed after each stretch "
-        f"of ours, reached {np.median(peak) / 1e9 if peak else np.nan:.0f} GFLOP/s (median).",
+        f"{', '.join(map(str, rounds)) or 'none'}. A product of two 512 x 512 float32 matrices, probed after each "
+        f"stretch of ours, reached {np.median(peak) / 1e9 if peak else np.nan:.0f} GFLOP/s (median).",
         METHOD,
         markdown(rows(samples), HEADERS),
         "Rows: " + "; ".join(f"**{f}** {FAMILIES[f].about}" for f in FAMILIES if counts[f]) + ".",
