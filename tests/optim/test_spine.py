@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 from jaxnn import optim, tree
 
@@ -202,3 +203,51 @@ def test_a_scheduled_rate_is_scaled_as_a_whole():
     state = optim.set_hyper(state, lr=0.5)
     _, state = tx.update(gradients(params), state, params)
     assert float(optim.hyper(state)["lr"]) == 0.5
+
+
+def test_one_optimizer_from_its_stages_to_its_migration():
+    """Everything that may be asked of a composed optimizer, in the order in which a program asks it."""
+    params = {"mlp": {"kernel": jnp.ones((16, 8)), "bias": jnp.zeros((8,))}, "embedding": jnp.ones((8, 8))}
+    param_specs = jax.tree.map(lambda _: PartitionSpec(), params)
+    grads = tree.map_by_path(lambda path, p: jnp.cos(jnp.arange(p.size) + len(path)).reshape(p.shape), params)
+    tx = optim.stages(
+        clip=optim.clip_by_global_norm(1.0),
+        precondition=optim.groups(
+            muon=(optim.role("matrix"), optim.muon_core()),
+            adam=(optim.otherwise, optim.adamw_core(b2=0.95)),
+        ),
+        decay=optim.decay(0.1, where=optim.role("matrix"), coupling="lr"),
+        lr=optim.scale_by_lr(optim.warmup_stable_decay(peak=3e-4, steps=10_000)),
+        metrics=("lr", "norms", "clip"),
+    )
+    assert isinstance(tx, optax.GradientTransformationExtraArgs)
+    text = str(optim.summary(tx, params))
+    assert all(part in text for part in ("precondition", "muon", "adam", "every role is a guess"))
+    traces = []
+
+    @jax.jit
+    def update(grads, state, params):
+        traces.append(1)
+        return tx.update(grads, state, params)
+
+    state = tx.init(params)
+    updates, state = update(grads, state, params)
+    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
+    assert set(optim.metrics(state)) == {"lr", "norm/grad", "norm/update", "norm/param", "norm/ratio", "clip"}
+    assert optim.get(state, "precondition.muon.mu")["mlp"]["kernel"].shape == (16, 8)
+    assert float(optim.hyper(state)["lr"]) == pytest.approx(3e-4 / 201, rel=1e-5)
+    state = optim.set_hyper(state, lr=1e-4)
+    _, state = update(grads, state, params)
+    assert float(optim.metrics(state)["lr"]) == pytest.approx(1e-4)
+    with pytest.raises(ValueError, match=r"zero_axis is 'data', and the mesh has no axis. Give mesh="):
+        optim.state_specs(tx, params, param_specs, zero_axis="data")
+    with jax.set_mesh(jax.make_mesh((8,), ("data",))):
+        specs = optim.state_specs(tx, params, param_specs, zero_axis="data")
+    assert optim.get(specs, "precondition.muon.mu.mlp.kernel") == PartitionSpec("data")
+    old_tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    _, old_state = old_tx.update(grads, old_tx.init(params), params)
+    state, report = optim.migrate(old_state, old_tx, tx, params)
+    np.testing.assert_array_equal(optim.get(state, "adam.mu.embedding"), old_state[1][0].mu["embedding"])
+    assert any(path.startswith("stages/precondition/groups/muon") for path in report.initialised)
+    assert update(grads, state, params)[0].keys() == params.keys()
+    assert len(traces) == 1

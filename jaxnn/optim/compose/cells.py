@@ -7,6 +7,7 @@ import optax
 
 from jaxnn import tree
 from jaxnn.optim.compose.transformation import Transformation, label
+from jaxnn.optim.schedules import Schedule
 from jaxnn.typing import PyTree
 
 
@@ -14,7 +15,7 @@ class Cells(NamedTuple):
     """What an optimizer consists of.
 
     Attributes:
-        kinds: (stage, group) -> (kind, hyperparameters: name -> number or "schedule", paths of parameters).
+        kinds: (stage, group) -> (kind, hyperparameters: name -> number or schedule, paths of parameters).
         moved: (stage, group) that has no row of its own -> the one whose row has it.
         columns: Stage -> path -> group, for each `groups`.
     """
@@ -85,4 +86,8 @@ def _is(part: optax.GradientTransformation, name: str) -> TypeGuard[Transformati
 
 
 def _hypers(part: Transformation) -> dict[str, Any]:
-    return {} if part.hyper is None else dict(part.hyper.constants) | dict.fromkeys(part.hyper.schedules, "schedule")
+    """A part's own hyperparameters: numbers, and schedules as they were written; "schedule" where one does not say."""
+    if part.hyper is None:
+        return {}
+    written = {name: repr(s) if isinstance(s, Schedule) else "schedule" for name, s in part.hyper.schedules.items()}
+    return dict(part.hyper.constants) | written

@@ -34,7 +34,7 @@ class Row:
         dtypes: Of its state's arrays, without scalars: `("float32",)`.
         nbytes: Bytes of its state.
         device_nbytes: Bytes of it on one device.
-        hypers: Hyperparameters: name -> number, or "schedule".
+        hypers: Hyperparameters: name -> number, or the schedule as it was written.
     """
 
     stage: str

@@ -55,6 +55,18 @@ def test_it_prints_the_assignment_and_says_that_roles_are_guesses():
     assert "lion" in html
 
 
+def test_it_prints_schedules_as_they_were_written():
+    tx = optim.stages(
+        adam=optim.adam_core(b1=lambda step: 0.9),
+        decay=optim.decay(optax.linear_schedule(0.1, 0.0, 9)),
+        lr=optim.scale_by_lr(optim.warmup(optim.cosine(3e-4, 90), 10)),
+    )
+    found = {row.stage: row.hypers for row in optim.summary(tx, PARAMS).rows}
+    assert found["lr"] == {"lr_multiplier": 1.0, "lr": "warmup(cosine(0.0003, steps=90, end=0), steps=10)"}
+    assert (found["adam"]["b1"], found["decay"]["weight_decay"]) == ("schedule", "schedule")  # they do not say
+    assert "lr=warmup(cosine(0.0003, steps=90, end=0), steps=10)" in str(optim.summary(tx, PARAMS))
+
+
 def test_bytes_a_device():
     mesh = {"data": 4}
     specs = optim.state_specs(chain(), PARAMS, zero_axis="data", mesh=mesh)
