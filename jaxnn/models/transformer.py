@@ -15,6 +15,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from jaxnn import rng, sharding
+from jaxnn.models.attention import attention, attention_weights
+from jaxnn.models.attention.rules import relative_bias
 from jaxnn.models.blocks import layer
 from jaxnn.models.layers import Dense, Embed, LayerNorm, RMSNorm, declare
 from jaxnn.models.seq2seq import check_pair
@@ -57,11 +59,6 @@ def relative_buckets(offsets: Array, buckets: int, distance: int, causal: bool) 
     return later + jnp.take(_bucket_table(buckets // 2, distance), jnp.minimum(jnp.abs(offsets), distance))
 
 
-def _masked(allowed: Array) -> Array:
-    """0 where allowed, else so low that nothing of it is left: finite, so that nothing becomes NaN."""
-    return jnp.where(allowed, 0.0, jnp.finfo(jnp.float32).min / 2)
-
-
 # How parameters are split over the devices that share a layer (`parallel.tensor`); as `gpt.RULES`.
 RULES: Mapping[str, P] = {
     "(attention|cross)/[qkv]/kernel": P(None, "model"),
@@ -79,7 +76,7 @@ RULES: Mapping[str, P] = {
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose keys and values may come from elsewhere, with an additive bias [B or 1, H or 1, T, S].
+    """Multi-head attention whose keys and values may come from elsewhere.
 
     `q`, `k`, `v` and `out`, [E, H D] and back.
     """
@@ -106,14 +103,15 @@ class Attention(nn.Module):
         """Keys and values [B, S, H, D] of what is read, [B, S, E]."""
         return self._heads(self.k(x)), self._heads(self.v(x))
 
-    def __call__(self, x: Array, keys: Array, values: Array, bias: Array | None) -> tuple[Array, Array]:
-        """What `x` [B, T, E] finds, [B, T, E], and the weights [B, H, T, S]."""
+    def __call__(
+        self, x: Array, keys: Array, values: Array, looks: bool = False, **rules: Any
+    ) -> tuple[Array, Array | None]:
+        """What `x` [B, T, E] finds by `attention`'s `rules`, [B, T, E], and the weights [B, H, T, S] if it `looks`."""
         q = self._heads(self.q(x))
-        q = q if self.config.layout == "t5" else q / math.sqrt(q.shape[-1])
-        scores = jnp.einsum("bthd,bshd->bhts", q, keys).astype(jnp.float32)
-        weights = jax.nn.softmax(scores if bias is None else scores + bias)
-        y = jnp.einsum("bhts,bshd->bthd", weights.astype(values.dtype), values)
-        return self.out(y.reshape(*x.shape[:2], -1)), weights
+        scale = 1.0 if self.config.layout == "t5" else None
+        y = attention(q, keys, values, scale=scale, **rules)
+        found = attention_weights(q, keys, mask=rules["mask"], scale=scale) if looks else None
+        return self.out(y.reshape(*x.shape[:2], -1)), found
 
 
 class Block(nn.Module):
@@ -151,23 +149,25 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Array,
-        bias: Array | None,
+        rules: dict[str, Any],
         seen: Array | None = None,
-        seen_bias: Array | None = None,
+        seen_mask: Array | None = None,
         key: Array | None = None,
         cache: dict[str, Array] | None = None,
         i: Array | None = None,
+        looks: bool = False,
     ) -> tuple[Array, dict[str, Array], Array | None]:
-        """`x` [B, T, E] one layer on, its cache where it was given one, and where a decoder looked [B, H, T, S].
+        """`x` [B, T, E] one layer on, its cache where it was given one, and the weights [B, H, T, S] if it `looks`.
 
         Args:
             x: Activations; with a cache those of position `i` alone.
-            bias: Of the attention to its own sequence.
+            rules: Of the attention to its own sequence, as `attention` takes them.
             seen: What the encoder made, [B, S, E]; a cache has its keys and values.
-            seen_bias: Of the attention to that.
+            seen_mask: Which of it may be read, [B, S].
             key: For dropout; None drops nothing.
             cache: "k", "v" [B, L, H, D] and "seen_k", "seen_v" [B, S, H, D].
             i: Position of `x` in the cache.
+            looks: Whether to give the weights of the attention to `seen`.
         """
         pre = self.config.layout == "t5"
         cache = dict(cache or {})
@@ -187,11 +187,11 @@ class Block(nn.Module):
                 for n, new in (("k", k), ("v", v))
             )
             cache |= {"k": k, "v": v}
-        x = add(x, self.attention(y, k, v, bias)[0], self.norm_attention, 0)
+        x = add(x, self.attention(y, k, v, **rules)[0], self.norm_attention, 0)
         if self.decoder:
             y = self.norm_cross(x) if pre else x
             k, v = (cache["seen_k"], cache["seen_v"]) if seen is None else self.cross.project(seen)
-            y, found = self.cross(y, k, v, seen_bias)
+            y, found = self.cross(y, k, v, looks, causal=False, mask=seen_mask)
             x = add(x, y, self.norm_cross, 1)
         x = add(x, self._mlp(self.norm_mlp(x) if pre else x), self.norm_mlp, 2)
         return x, cache, found
@@ -242,26 +242,22 @@ class Transformer(nn.Module):
         x = x if key is None else rng.dropout(jax.random.fold_in(key, site), x, c.dropout)
         return sharding.constrain(x, "batch", "sequence", "embed")
 
-    def _bias(self, table: str, queries: Array, keys: Array, causal: bool) -> Array | None:
-        """Of a sequence's attention to itself: [1, H or 1, T, S]."""
-        offsets = keys[None, :] - queries[:, None]
-        mask = _masked(offsets <= 0)[None, None] if causal else None
+    def _relative(self, table: str, causal: bool) -> Array | None:
+        """What a sequence's attention to itself adds by relative position, [H, 2 R + 1] (see `attention`)."""
         if self.config.layout != "t5":
-            return mask
-        at = relative_buckets(offsets, self.config.buckets, self.config.distance, causal)
-        bias = jnp.take(getattr(self, table), at, axis=0).transpose(2, 0, 1)[None]
-        return bias if mask is None else bias + mask
+            return None
+        reach = self.config.distance
+        at = relative_buckets(jnp.arange(-reach, reach + 1), self.config.buckets, reach, causal)
+        return jnp.take(getattr(self, table), at, axis=0).T
 
     def encode(self, source: Array, key: Array | None = None) -> tuple[Array, Array]:
-        """What the decoder reads [B, S, E], and its bias [B, 1, 1, S]: very low at padding."""
-        positions = jnp.arange(source.shape[1])
-        padding = _masked(source != self.config.pad)[:, None, None, :]
-        bias = self._bias("encoder_bias", positions, positions, False)
-        bias = padding if bias is None else bias + padding
-        x = self._embedded(source, positions, key, 0)
+        """What the decoder reads [B, S, E], and where it may, [B, S]: not at padding."""
+        mask = source != self.config.pad
+        rules = {"causal": False, "mask": mask, "relative": self._relative("encoder_bias", False)}
+        x = self._embedded(source, jnp.arange(source.shape[1]), key, 0)
         for i, block in enumerate(self.encoder):
-            x, _, _ = block(x, bias, None, None, _sub(key, 2 + i))
-        return (self.norm_encoder(x) if self.config.layout == "t5" else x), padding
+            x, _, _ = block(x, rules, None, None, _sub(key, 2 + i))
+        return (self.norm_encoder(x) if self.config.layout == "t5" else x), mask
 
     def _logits(self, x: Array) -> Array:
         c = self.config
@@ -289,31 +285,32 @@ class Transformer(nn.Module):
         target = source if target is None else target
         check_pair("models.Transformer", source, target)
         key = self.make_rng("dropout") if train and self.config.dropout else None
-        seen, padding = self.encode(source, key)
-        positions = jnp.arange(target.shape[1])
-        bias = self._bias("decoder_bias", positions, positions, True)
-        x = self._embedded(target, positions, key, 1)
+        seen, mask = self.encode(source, key)
+        rules = {"causal": True, "relative": self._relative("decoder_bias", True)}
+        x = self._embedded(target, jnp.arange(target.shape[1]), key, 1)
         maps = []
         for i, block in enumerate(self.decoder):
-            x, _, found = block(x, bias, seen, padding, _sub(key, 2 + self.config.layers + i))
+            x, _, found = block(x, rules, seen, mask, _sub(key, 2 + self.config.layers + i), looks=attention)
             maps.append(found)
         logits = sharding.constrain(self._logits(x), "batch", "time", "vocab")
         return (logits, jnp.stack(maps, axis=1)) if attention else logits
 
     def begin(self, source: Array, length: int) -> dict[str, Any]:
         """The cache for `length` calls of `step`: keys and values of the source, room for those of the target."""
-        seen, padding = self.encode(source)
-        return {"layers": [block.begin(seen, length) for block in self.decoder], "padding": padding}
+        seen, mask = self.encode(source)
+        return {"layers": [block.begin(seen, length) for block in self.decoder], "mask": mask}
 
     def step(self, tokens: Array, cache: dict[str, Any], i: Array) -> tuple[Array, dict[str, Any]]:
         """Tokens [B] at position i -> logits [B, V] of the next ones, and the cache."""
-        positions = jnp.asarray(i)[None]
-        length = cache["layers"][0]["k"].shape[1]
-        bias = self._bias("decoder_bias", positions, jnp.arange(length), True)
-        x = self._embedded(tokens[:, None], positions, None, 0)
+        i = jnp.asarray(i)
+        batch, length = cache["layers"][0]["k"].shape[:2]
+        rules: dict[str, Any] = {"causal": False, "mask": jnp.broadcast_to(jnp.arange(length) <= i, (batch, length))}
+        if (relative := self._relative("decoder_bias", True)) is not None:
+            rules["bias"] = relative_bias(relative, i, 0, 1, length)[None]
+        x = self._embedded(tokens[:, None], i[None], None, 0)
         layers = []
         for block, old in zip(self.decoder, cache["layers"]):
-            x, new, _ = block(x, bias, None, cache["padding"], None, old, jnp.asarray(i))
+            x, new, _ = block(x, rules, None, cache["mask"], None, old, i)
             layers.append(new)
         return self._logits(x)[:, 0], {**cache, "layers": layers}
 

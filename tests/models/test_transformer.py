@@ -10,6 +10,7 @@ import pytest
 
 from jaxnn import models, tree
 from jaxnn.models import Transformer, TransformerConfig
+from jaxnn.models.attention import call, linear
 from jaxnn.models.transformer import relative_buckets, sinusoids
 from jaxnn.models.weights import marian, t5
 
@@ -86,6 +87,27 @@ def test_logits_from_the_cache_are_those_of_teacher_forcing(settings):
     longer = np.concatenate([source, np.zeros((3, 2), int)], axis=1)
     again = jax.jit(model.apply)(variables, longer, other)
     np.testing.assert_allclose(again[:, :2], logits[:, :2], atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["t5", pytest.param("marian", marks=pytest.mark.slow)])
+def test_a_long_text_is_read_in_the_form_that_keeps_no_weights(layout, monkeypatch):
+    model = Transformer(TransformerConfig(**SMALL, layout=layout, distance=17))
+    generator = np.random.default_rng(0)
+    source, target = (generator.integers(3, 11, size=(2, n)) for n in (21, 18))
+    source[1, 13:] = 0
+    params = jax.jit(model.init)(jax.random.key(0), source, target)["params"]
+
+    def run(params):
+        return jnp.sum(jnp.sin(model.apply({"params": params}, source, target)))
+
+    want = jax.jit(jax.value_and_grad(run))(params)
+    monkeypatch.setattr(call, "LINEAR_FROM", 2)
+    monkeypatch.setattr(linear, "TILE", 8)
+    traced = jax.jit(lambda params: jax.value_and_grad(run)(params)).trace(params)
+    assert "[2,2,18,21]" not in str(traced.jaxpr)  # the weights of the look at the source
+    got = traced.lower().compile()(params)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(np.abs(b).max())))
 
 
 def test_buckets_of_relative_positions():

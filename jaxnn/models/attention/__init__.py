@@ -3,12 +3,13 @@
 One function, `attention`, for self and cross attention, whole or grouped heads, packed documents, padding, windows and
 biases, in forms that give the same values: `plain` stores the weights and is fastest on CPU at common lengths, `linear`
 stores nothing that grows with T times S, and `jax.nn.dot_product_attention` serves elsewhere. `cached_attention` is for
-generation. Positions are `rotary` and `alibi_slopes`.
+generation, `attention_weights` for pictures. Positions are `rotary`, `alibi_slopes` and tables of `relative` ones.
 """
 
 from jaxnn.models.attention.cached import Cache as Cache
 from jaxnn.models.attention.cached import cached_attention as cached_attention
 from jaxnn.models.attention.call import attention as attention
+from jaxnn.models.attention.call import attention_weights as attention_weights
 from jaxnn.models.attention.positions import RotaryScaling as RotaryScaling
 from jaxnn.models.attention.positions import alibi_slopes as alibi_slopes
 from jaxnn.models.attention.positions import rotary as rotary

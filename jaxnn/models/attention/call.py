@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxnn import rng
 from jaxnn.models.attention import plain
 from jaxnn.models.attention.linear import linear
-from jaxnn.models.attention.rules import Given, Rules, allowed, default_scale, distance_bias, span
+from jaxnn.models.attention.rules import Given, Rules, allowed, default_scale, distance_bias, relative_bias, span
 from jaxnn.models.products import operand_dtype
 from jaxnn.tree import describe
 from jaxnn.typing import Array
@@ -39,6 +39,7 @@ def attention(
     window: int | None = None,
     alibi: Array | None = None,
     bias: Array | None = None,
+    relative: Array | None = None,
     scale: float | None = None,
     matmul_dtype: Any = None,
     form: Form | None = None,
@@ -61,6 +62,8 @@ def attention(
         window: A query reads only keys less than `window` positions away, itself included; None for all.
         alibi: Slopes [H] (see `alibi_slopes`): adds `-slope * |t - s|` to the scores. No gradient.
         bias: [1 or B, 1 or H, T, S], added to the scores. Differentiable.
+        relative: [H, 2 R + 1], by how far a key is from a query: `relative[:, clip(s - t, -R, R) + R]` is added to the
+            scores. Differentiable; "linear" never makes [T, S] of it.
         scale: Of the scores; None for 1 / sqrt(D).
         matmul_dtype: Precision of the products' operands, forward and backward; see `products.matmul`.
         form: "plain", "linear" (memory grows with T + S), "xla" or "cudnn" (`jax.nn.dot_product_attention`'s
@@ -80,7 +83,7 @@ def attention(
         Vaswani et al. 2017, arXiv:1706.03762; Ainslie et al. 2023, arXiv:2305.13245 (grouped queries); Press et al.
         2022, arXiv:2108.12409 (ALiBi).
     """
-    _check(q, k, v, causal, segment, key_segment, mask, window, alibi, bias, form)
+    _check(q, k, v, causal, segment, key_segment, mask, window, alibi, bias, relative, form)
     if segment is not None and key_segment is None:
         key_segment = segment
     scale = default_scale(q.shape[-1]) if scale is None else float(scale)
@@ -89,6 +92,10 @@ def attention(
     # Without padding a query of self attention reads its own key at least.
     rules = Rules(causal, window, scale, dtype, mask is not None or key_segment is not segment or q.shape != k.shape)
     given = Given(segment, key_segment, mask, None if alibi is None else jnp.asarray(alibi))
+    chosen = "plain" if dropout else choose_form(form, k.shape[1])
+    if relative is not None and chosen != "linear":
+        whole = relative_bias(relative, 0, 0, q.shape[1], k.shape[1])[None]
+        bias, relative = whole if bias is None else bias + whole, None
     if dropout:
         if form not in (None, "plain") or not 0 <= dropout < 1 or key is None:
             raise ValueError(
@@ -97,14 +104,22 @@ def attention(
             )
         drop = lambda e, first: rng.dropout(jax.random.fold_in(key, first), e, dropout)  # noqa: E731
         return plain.forward(rules, q, k, v, bias, given, drop)[0].astype(q.dtype)
-    form = choose_form(form, k.shape[1])
-    if form in ("xla", "cudnn"):
-        return _library(rules, q, k, v, bias, given, form).astype(q.dtype)
-    if form == "plain" and matmul_dtype is None:
+    if chosen in ("xla", "cudnn"):
+        return _library(rules, q, k, v, bias, given, chosen).astype(q.dtype)
+    if chosen == "plain" and matmul_dtype is None:
         return plain.forward(rules, q, k, v, bias, given)[0].astype(q.dtype)
     wide = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (q, k, v))
-    function = plain.narrow if form == "plain" else linear
-    return function(rules, *wide, bias, given).astype(q.dtype)
+    y = plain.narrow(rules, *wide, bias, given) if chosen == "plain" else linear(rules, *wide, bias, relative, given)
+    return y.astype(q.dtype)
+
+
+def attention_weights(q: Array, k: Array, *, mask: Array | None = None, scale: float | None = None) -> Array:
+    """The weights [B, H, T, S] of `attention`, float32, for pictures: it never makes all of them otherwise."""
+    same = jnp.broadcast_to(jnp.eye(k.shape[1], dtype=q.dtype)[None, :, None], (*k.shape[:3], k.shape[1]))
+    _check(q, k, k, False, None, None, mask, None, None, None, None, None)
+    rules = Rules(False, None, default_scale(q.shape[-1]) if scale is None else float(scale), q.dtype, True)
+    y = plain.forward(rules, q, k, same, None, Given(None, None, mask, None))[0]
+    return y.astype(jnp.float32).transpose(0, 2, 1, 3)
 
 
 def _library(rules: Rules, q: Array, k: Array, v: Array, bias: Array | None, given: Given, form: Any) -> Array:
@@ -144,6 +159,7 @@ def _check(
     window: int | None,
     alibi: Array | None,
     bias: Array | None,
+    relative: Array | None,
     form: str | None,
 ) -> None:
     given = f"attention.attention: q {describe(q)}, k {describe(k)}, v {describe(v)}"
@@ -178,6 +194,11 @@ def _check(
                 f"{given}, bias {describe(bias)}. Tried: [1 or {batch}, 1 or {heads}, {queries}, {keys}]. "
                 f"Write it in that shape."
             )
+    if relative is not None and (relative.ndim != 2 or relative.shape[0] != heads or relative.shape[1] % 2 == 0):
+        raise ValueError(
+            f"{given}, relative {describe(relative)}. Tried: [{heads}, 2 R + 1], from R places before a query to R "
+            f"after it. Write it in that shape."
+        )
     if window is not None and window < 1:
         raise ValueError(f"{given}, window={window}. Tried: at least 1, the query's own position. Write None for all.")
     if form is not None and form not in FORMS:

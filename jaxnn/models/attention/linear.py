@@ -15,7 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxnn.models.attention.rules import Given, Rules, allowed, by_group, distance_bias, dot, reduced_like, span
+from jaxnn.models.attention.rules import (
+    Given,
+    Rules,
+    allowed,
+    by_group,
+    distance_bias,
+    dot,
+    reduced_like,
+    relative_bias,
+    span,
+)
 from jaxnn.typing import Array, HostArray
 
 TILE = 256  # queries and keys a tile, at most
@@ -59,7 +69,9 @@ def _joined(x: Array, axis: int, length: int) -> Array:
 class _Tiled:
     """The operands in tiles, and the scores of a tile."""
 
-    def __init__(self, rules: Rules, q: Array, k: Array, v: Array, bias: Array | None, given: Given):
+    def __init__(
+        self, rules: Rules, q: Array, k: Array, v: Array, bias: Array | None, relative: Array | None, given: Given
+    ):
         """`q` [B, T, H, D], `k` and `v` [B, S, K, D], whole."""
         self.rules = rules
         self.batch, self.queries, self.heads, self.width = q.shape
@@ -74,6 +86,7 @@ class _Tiled:
         self.key_segment = None if given.key_segment is None else _split(given.key_segment, 1, self.columns)
         self.mask = None if given.mask is None else _split(given.mask != 0, 1, self.columns)
         self.slopes = given.slopes
+        self.relative = relative
         self.bias = None
         if bias is not None:
             rest = (-self.queries % self.rows, -self.keys % self.columns)
@@ -101,6 +114,8 @@ class _Tiled:
         rows, columns = span(i * self.rows, self.rows), span(j * self.columns, self.columns)
         if self.bias is not None:
             s = s + lax.dynamic_slice(self.bias, *self.bias_window(i, j))
+        if self.relative is not None:
+            s = s + self.relative_tile(self.relative, i, j)
         if self.slopes is not None:
             s = s + distance_bias(self.slopes, rows, columns, self.groups)
         segment = None if self.segment is None else self.segment[i]
@@ -111,6 +126,11 @@ class _Tiled:
             readable = there if readable is None else readable & there
         return s if readable is None else jnp.where(readable, s, -jnp.inf)
 
+    def relative_tile(self, relative: Array, i: Array, j: Array) -> Array:
+        """What `relative` adds to tile (i, j): [1, K, G, rows, columns]."""
+        tile = relative_bias(relative, i * self.rows, j * self.columns, self.rows, self.columns)
+        return by_group(tile[None], self.heads, self.key_heads)
+
     def bias_window(self, i: Array, j: Array) -> tuple[tuple[Any, ...], tuple[int, ...]]:
         """Where tile (i, j) starts in the bias, and its size."""
         assert self.bias is not None
@@ -119,9 +139,9 @@ class _Tiled:
 
 
 def _forward(
-    rules: Rules, q: Array, k: Array, v: Array, bias: Array | None, given: Given
+    rules: Rules, q: Array, k: Array, v: Array, bias: Array | None, relative: Array | None, given: Given
 ) -> tuple[Array, tuple[Any, ...]]:
-    t = _Tiled(rules, q, k, v, bias, given)
+    t = _Tiled(rules, q, k, v, bias, relative, given)
     wide = jnp.promote_types(rules.dtype, jnp.float32)
 
     def visit(carry: tuple[Array, Array, Array], ij: tuple[Array, Array]) -> tuple[Any, None]:
@@ -139,45 +159,54 @@ def _forward(
     (tops, totals, sums), _ = lax.scan(visit, start, t.pairs)
     empty = totals == 0
     out = t.whole_rows(sums / jnp.where(empty, 1, totals))
-    return out, (q, k, v, bias, given, out, jnp.where(empty, 0, tops + jnp.log(jnp.where(empty, 1, totals))))
+    return out, (q, k, v, bias, relative, given, out, jnp.where(empty, 0, tops + jnp.log(jnp.where(empty, 1, totals))))
 
 
 def _backward(rules: Rules, saved: tuple[Any, ...], g: Array) -> tuple[Any, ...]:
     """With weights p = exp(s - lse): dv = p^T g, ds = p (g v^T - <g, out>), dq = ds k, dk = ds^T q."""
-    q, k, v, bias, given, out, lse = saved
-    t = _Tiled(rules, q, k, v, bias, given)
+    q, k, v, bias, relative, given, out, lse = saved
+    t = _Tiled(rules, q, k, v, bias, relative, given)
     delta = t.by_rows(jnp.sum(g * out, axis=-1, keepdims=True))
     grads = t.by_rows(g.astype(rules.dtype))
 
     def visit(carry: tuple[Any, ...], ij: tuple[Array, Array]) -> tuple[Any, None]:
-        (dq, dk, dv, dbias), (i, j) = carry, ij
+        (dq, dk, dv, dbias, drelative), (i, j) = carry, ij
         p = jnp.exp(t.scores(i, j) - lse[i])
         ds = p * (dot(t.merged(grads[i]), t.v[j], transposed=True).reshape(p.shape) - delta[i])
         if dbias is not None:
             begin, shape = t.bias_window(i, j)
             part = lax.dynamic_slice(dbias, begin, shape) + reduced_like(ds, shape)
             dbias = lax.dynamic_update_slice(dbias, part, begin)
+        if relative is not None:
+            pull = jax.vjp(lambda table: t.relative_tile(table, i, j), relative.astype(ds.dtype))[1]
+            drelative = drelative + pull(jnp.sum(ds, axis=0, keepdims=True))[0]
         ds, p = (t.merged(x.astype(rules.dtype)) for x in (ds, p))
         # Keys' gradients as columns [B, K, D, columns]: their left operands then have the summed axis last.
         q_columns, g_columns = (jnp.swapaxes(t.merged(x[i]), 2, 3) for x in (t.q, grads))
         dq = dq.at[i].add(dot(ds, t.k[j]).reshape(dq.shape[1:]))
-        return (dq, dk.at[j].add(dot(q_columns, ds)), dv.at[j].add(dot(g_columns, p)), dbias), None
+        return (dq, dk.at[j].add(dot(q_columns, ds)), dv.at[j].add(dot(g_columns, p)), dbias, drelative), None
 
     wide = jnp.promote_types(rules.dtype, jnp.float32)
     dbias = None if t.bias is None else jnp.zeros(t.bias.shape, wide)
     by_column = [jnp.zeros((*x.shape[:3], x.shape[4], x.shape[3]), wide) for x in (t.k, t.v)]
-    (dq, dk, dv, dbias), _ = lax.scan(visit, (jnp.zeros(t.q.shape, wide), *by_column, dbias), t.pairs)
+    drelative = None if relative is None else jnp.zeros(relative.shape, wide)
+    start = (jnp.zeros(t.q.shape, wide), *by_column, dbias, drelative)
+    (dq, dk, dv, dbias, drelative), _ = lax.scan(visit, start, t.pairs)
     dq = t.whole_rows(dq) * rules.scale
     dk, dv = (_joined(x, 3, t.keys).transpose(0, 3, 1, 2) for x in (dk, dv))
     if bias is not None and dbias is not None:
         dbias = dbias[..., : t.queries, : t.keys].reshape(bias.shape).astype(bias.dtype)
-    return dq, dk, dv, dbias, None
+    if relative is not None and drelative is not None:
+        drelative = drelative.astype(relative.dtype)
+    return dq, dk, dv, dbias, drelative, None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def linear(rules: Rules, q: Array, k: Array, v: Array, bias: Array | None, given: Given) -> Array:
+def linear(
+    rules: Rules, q: Array, k: Array, v: Array, bias: Array | None, relative: Array | None, given: Given
+) -> Array:
     """Attention of q [B, T, H, D] on k, v [B, S, K, D]: [B, T, H, D]; a reverse-mode derivative only."""
-    return _forward(rules, q, k, v, bias, given)[0]
+    return _forward(rules, q, k, v, bias, relative, given)[0]
 
 
 linear.defvjp(_forward, _backward)

@@ -85,6 +85,21 @@ def distance_bias(slopes: Array, rows: Array, columns: Array, groups: int) -> Ar
     return -lax.stop_gradient(slopes).astype(jnp.float32).reshape(1, -1, groups, 1, 1) * away
 
 
+def relative_bias(relative: Array, row: Array | int, column: Array | int, rows: int, columns: int) -> Array:
+    """`relative` [H, 2 R + 1] as the bias [H, rows, columns] of queries from `row` on and keys from `column` on.
+
+    Entry (t, s) is `relative[:, clip(s - t, -R, R) + R]`. Diagonals are laid out by reshaping one line: the derivative
+    of that is a sum, where a gather's would be a scatter.
+    """
+    heads, reach = relative.shape[0], relative.shape[1] // 2
+    offsets = column - row + lax.iota(jnp.int32, rows + columns) - (rows - 1)
+    line = jnp.take(relative, jnp.clip(offsets, -reach, reach) + reach, axis=1)
+    # Read on in lines one shorter than the period: each begins one place further back.
+    lines = jnp.broadcast_to(line[:, None], (heads, rows, rows + columns)).reshape(heads, -1)
+    lines = lines[:, : rows * (rows + columns - 1)].reshape(heads, rows, rows + columns - 1)
+    return lines[:, :, rows - 1 :]
+
+
 def by_group(bias: Array, heads: int, key_heads: int) -> Array:
     """A bias [1 or B, 1 or H, T, S] as [1 or B, 1 or K, 1 or G, T, S]."""
     if bias.shape[1] == 1:
