@@ -80,6 +80,7 @@ from jaxnn.optim.compose.dtypes import Blockwise as Blockwise
 from jaxnn.optim.compose.dtypes import q8 as q8
 from jaxnn.optim.compose.dtypes import with_state_dtype as with_state_dtype
 from jaxnn.optim.compose.evaluated import eval_params as eval_params
+from jaxnn.optim.compose.flat import flat as flat
 from jaxnn.optim.compose.groups import group as group
 from jaxnn.optim.compose.groups import groups as groups
 from jaxnn.optim.compose.matrices import Heads as Heads

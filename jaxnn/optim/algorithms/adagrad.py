@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxnn.optim.algorithms.adam import squared
 from jaxnn.optim.compose.scaling import full, scale_by_lr
 from jaxnn.optim.compose.stages import stages
-from jaxnn.optim.compose.transformation import Transformation
+from jaxnn.optim.compose.transformation import ELEMENTWISE, Transformation
 from jaxnn.optim.hyper import NONNEGATIVE, Hyperparameters, Hypers, check_number
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
@@ -54,7 +54,7 @@ def adagrad_core(eps: float | Schedule = 1e-10, *, initial: float = 0.0) -> Tran
 
         return jax.tree.map(direction, grads, nu), AdaGradState(hypers, nu)
 
-    return Transformation(init, update, name="adagrad", hyper=hyper)
+    return Transformation(init, update, name="adagrad", hyper=hyper, facts=ELEMENTWISE)
 
 
 def adagrad(

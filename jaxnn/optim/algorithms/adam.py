@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
 from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stages import stages
-from jaxnn.optim.compose.transformation import Transformation
+from jaxnn.optim.compose.transformation import ELEMENTWISE, Transformation
 from jaxnn.optim.hyper import Hyperparameters, Hypers
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
@@ -78,7 +78,7 @@ def adam_core(
 
         return jax.tree.map(direction, ahead, nu), AdamState(hypers, mu, nu)
 
-    return Transformation(init, update, name="adam", hyper=hyper)
+    return Transformation(init, update, name="adam", hyper=hyper, facts=ELEMENTWISE)
 
 
 def squared(g: Array, like: Array) -> Array:

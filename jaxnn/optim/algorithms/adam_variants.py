@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxnn.optim.algorithms.adam import AdamState, squared
 from jaxnn.optim.compose.scaling import full, scale_by_lr, times
 from jaxnn.optim.compose.stages import stages
-from jaxnn.optim.compose.transformation import Transformation
+from jaxnn.optim.compose.transformation import ELEMENTWISE, Transformation
 from jaxnn.optim.hyper import NONNEGATIVE, Hyperparameters, Hypers
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
@@ -68,7 +68,7 @@ def amsgrad_core(
         )
         return out, AMSGradState(hypers, mu, nu, largest)
 
-    return Transformation(init, update, name="amsgrad", hyper=hyper)
+    return Transformation(init, update, name="amsgrad", hyper=hyper, facts=ELEMENTWISE)
 
 
 class NAdamState(NamedTuple):
@@ -121,7 +121,7 @@ def nadam_core(
 
         return jax.tree.map(direction, grads, mu, nu), NAdamState(hypers, mu, nu, product)
 
-    return Transformation(init, update, name="nadam", hyper=hyper)
+    return Transformation(init, update, name="nadam", hyper=hyper, facts=ELEMENTWISE)
 
 
 def rectification(b2: Array, count: Array, least: float = 5) -> tuple[Array, Array]:
@@ -169,7 +169,7 @@ def radam_core(
 
         return jax.tree.map(direction, mu, nu), AdamState(hypers, mu, nu)
 
-    return Transformation(init, update, name="radam", hyper=hyper)
+    return Transformation(init, update, name="radam", hyper=hyper, facts=ELEMENTWISE)
 
 
 def amsgrad(

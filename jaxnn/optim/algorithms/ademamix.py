@@ -9,7 +9,7 @@ from jaxnn.optim.algorithms.adam import squared
 from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
 from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stages import stages
-from jaxnn.optim.compose.transformation import Transformation
+from jaxnn.optim.compose.transformation import ELEMENTWISE, Transformation
 from jaxnn.optim.hyper import NONNEGATIVE, Hyperparameters, Hypers
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
@@ -76,7 +76,7 @@ def ademamix_core(
 
         return jax.tree.map(direction, mu, slow, nu), AdEMAMixState(hypers, mu, slow, nu)
 
-    return Transformation(init, update, name="ademamix", hyper=hyper)
+    return Transformation(init, update, name="ademamix", hyper=hyper, facts=ELEMENTWISE)
 
 
 def alpha_warmup(alpha: float, steps: int) -> Schedule:

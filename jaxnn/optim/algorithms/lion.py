@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
 from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stages import stages
-from jaxnn.optim.compose.transformation import Transformation
+from jaxnn.optim.compose.transformation import ELEMENTWISE, Transformation
 from jaxnn.optim.hyper import Hyperparameters, Hypers
 from jaxnn.typing import Params, PyTree, Schedule
 
@@ -50,7 +50,7 @@ def lion_core(b1: float | Schedule = 0.9, b2: float | Schedule = 0.99) -> Transf
 
         return jax.tree.map(jnp.sign, mixed(h.b1)), LionState(hypers, mixed(h.b2))
 
-    return Transformation(init, update, name="lion", hyper=hyper)
+    return Transformation(init, update, name="lion", hyper=hyper, facts=ELEMENTWISE)
 
 
 def lion(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxnn.optim.algorithms.adam import squared
 from jaxnn.optim.compose.scaling import full, scale_by_lr, times
 from jaxnn.optim.compose.stages import stages
-from jaxnn.optim.compose.transformation import Transformation
+from jaxnn.optim.compose.transformation import ELEMENTWISE, Transformation
 from jaxnn.optim.hyper import Hyperparameters, Hypers
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
@@ -83,7 +83,7 @@ def rmsprop_core(
             mu = updates = jax.tree.map(lambda m, u: times(h.momentum, m) + u.astype(m.dtype), state.mu, updates)
         return updates, RMSpropState(hypers, nu, mean, mu)
 
-    return Transformation(init, update, name="rmsprop", hyper=hyper)
+    return Transformation(init, update, name="rmsprop", hyper=hyper, facts=ELEMENTWISE)
 
 
 def rmsprop(

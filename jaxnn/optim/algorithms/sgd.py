@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxnn.optim.compose.scaling import full, scale_by_lr, times
 from jaxnn.optim.compose.stages import stages
-from jaxnn.optim.compose.transformation import Transformation
+from jaxnn.optim.compose.transformation import ELEMENTWISE, Transformation
 from jaxnn.optim.hyper import SHARE, Hyperparameters, Hypers
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
@@ -70,7 +70,7 @@ def sgd_core(
             updates = jax.tree.map(lambda g, m: g.astype(m.dtype) + times(h.momentum, m), grads, mu)
         return updates, SGDState(hypers, mu)
 
-    return Transformation(init, update, name="sgd", hyper=hyper)
+    return Transformation(init, update, name="sgd", hyper=hyper, facts=ELEMENTWISE)
 
 
 def sgd(

@@ -34,6 +34,11 @@ class Context(NamedTuple):
     norm: tuple[tuple[Any, ...], Array] | None = None
 
 
+# Of a core: each element of the update and of the state depends on the same element of the gradients and of the state
+# before alone, whatever array it is in, and nothing is read from the parameters. Holds for `optim.flat`.
+ELEMENTWISE: Mapping[str, Any] = {"elementwise": True}
+
+
 class Transformation(optax.GradientTransformationExtraArgs):
     """An optax gradient transformation with a name, its parts, and its hyperparameters.
 
