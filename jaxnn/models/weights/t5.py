@@ -8,7 +8,8 @@ from jaxnn.models.transformer_config import TransformerConfig
 from jaxnn.models.weights.claims import Claims
 from jaxnn.models.weights.table import SAME, TRANSPOSED, Architecture, Entry, choose, count, expect, need, number
 
-_FORMS = {"relu": "relu", "gated-gelu": "gated", "gated-silu": "gated-silu", "gelu_new": "gelu", "silu": "silu"}
+_GATED = {"gated-gelu": "gelu", "gated-silu": "silu", "gated-relu": "relu"}
+_FORMS = {"relu": "relu", "gelu_new": "gelu", "silu": "silu", **_GATED}
 _FARTHEST = 2**20  # tokens: no text that a T5 reads is as long, and the files have no axis to hold this against
 _BIAS = "{}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
@@ -63,7 +64,9 @@ def _read(config: Mapping[str, Any], names: frozenset[str]) -> Transformer:
             f"models.load: config.json of a t5 has relative_attention_max_distance={distance}. Tried: up to "
             f"{_FARTHEST}, for a table of that length. Give the model's own config.json."
         )
-    form = choose("t5", config, "feed_forward_proj", _FORMS, "relu")
+    activation = choose("t5", config, "feed_forward_proj", _FORMS, "relu")
+    # transformers from 5 on writes of every T5 that it is tied, and of 1.1 that its outputs are not scaled.
+    tied = bool(config.get("tie_word_embeddings", True)) and bool(config.get("scale_decoder_outputs", True))
     return Transformer(
         TransformerConfig(
             vocab=vocab,
@@ -74,9 +77,9 @@ def _read(config: Mapping[str, Any], names: frozenset[str]) -> Transformer:
             hidden=hidden,
             layers=layers,
             decoder_layers=count("t5", config, "num_decoder_layers", 0) or layers,
-            activation={"gated": "gelu", "gated-silu": "silu"}.get(form, form),  # type: ignore[arg-type]
-            gated=form.startswith("gated"),
-            tied=bool(config.get("tie_word_embeddings", True)),
+            activation=activation,  # type: ignore[arg-type]
+            gated=config.get("feed_forward_proj") in _GATED,
+            tied=tied,
             buckets=count("t5", config, "relative_attention_num_buckets", 32),
             distance=distance,
             dropout=number("t5", config, "dropout_rate", 0.1),
@@ -105,9 +108,7 @@ def _claims(module: Transformer) -> Claims:
 
 def _write(module: Transformer) -> dict[str, Any]:
     c = module.config
-    form = {"relu": "relu", "gelu": "gelu_new", "silu": "silu"}[c.activation]
-    if c.gated:
-        form = {"gelu": "gated-gelu", "silu": "gated-silu", "relu": "gated-relu"}[c.activation]
+    (form,) = (said for said, ours in _FORMS.items() if ours == c.activation and (said in _GATED) == c.gated)
     return {
         "model_type": "t5",
         "architectures": ["T5ForConditionalGeneration"],
