@@ -45,7 +45,7 @@ class Config(train.RunOptions):
     layers: int = 2
     width: int = 128
     length: int = 64  # tokens a packed row
-    steps: int = 10_000  # of pretraining
+    steps: int | None = None  # of pretraining; None for 10,000, and 300 of docstrings
     batch: int = 32  # rows a step
     lr: float = 0.01  # peak of pretraining for matrices, by Muon; 50 steps of warm-up, then linear to 0
     adam_lr: float = 2e-3  # for embeddings and vectors, by Adam
@@ -57,6 +57,7 @@ class Config(train.RunOptions):
 # ---- data
 
 
+@functools.cache
 def commentary(folder: str) -> list[str]:
     """Paragraphs of a SWORD commentary: zlib blocks (.czz) found by an index of (start, size, size unpacked) (.czs)."""
     paragraphs = []
@@ -122,6 +123,11 @@ def task(cfg: Config, **head: Any) -> train.Task:
     return train.supervised(net, losses.cross_entropy, {"accuracy": metrics.accuracy})
 
 
+def updates(cfg: Config) -> int:
+    """Steps of pretraining: what stands in for prose is there to be tried."""
+    return cfg.steps if cfg.steps is not None else 10_000 if commentary(cfg.data) else 300
+
+
 def up_and_down(peak: float, up: int, steps: int) -> optax.Schedule:
     """Linear to the peak, and from there to 0."""
     return optim.warmup(optim.linear(peak, 0.0, max(1, steps - up)), max(1, up))
@@ -130,7 +136,8 @@ def up_and_down(peak: float, up: int, steps: int) -> optax.Schedule:
 def build(cfg: Config) -> train.Setup:
     """Everything that pretraining's `fit` needs, for tools to reuse."""
     learn, held_out = prose(cfg.data)
-    rate = up_and_down(cfg.lr, min(50, cfg.steps // 2), cfg.steps)
+    steps = updates(cfg)
+    rate = up_and_down(cfg.lr, min(50, steps // 2), steps)
     muon = optim.muon(rate, weight_decay=0.0, scale=optim.spectral, adam_lr=cfg.adam_lr)
     return train.Setup(
         task=task(cfg, head="mlm", dropout=0.0),
@@ -172,8 +179,8 @@ def main(cfg: Config) -> dict[str, float]:
     setup = build(cfg)
     out = train.run_folder("mlm_pretrain", cfg.out, cfg.resume)
     print(f"{setup.data}\n-> {out}", flush=True)
-    options: dict[str, Any] = {"batch_size": cfg.batch, "steps": cfg.steps, "seed": cfg.seed, "strategy": strategy}
-    options |= {"validation": setup.validation, "validate_every": max(1, cfg.steps // 3)}
+    options: dict[str, Any] = {"batch_size": cfg.batch, "steps": updates(cfg), "seed": cfg.seed, "strategy": strategy}
+    options |= {"validation": setup.validation, "validate_every": max(1, updates(cfg) // 3)}
     config = dataclasses.asdict(dataclasses.replace(cfg, tuning=Tuning()))  # a run may be tuned in several ways
     run = train.fit(setup.task, setup.tx, setup.data, out=out, resume=cfg.resume, config=config, **options)
     own = train.evaluate(run.task, run.state, hidden(cfg, sentiment.split(cfg.snippets)[2]))

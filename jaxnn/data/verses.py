@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 FILE = "verses.en-es.tsv"
-HINT = "make data"
 _MODULES = ("engKJV2006eb", "spaRV1909eb")
 _HEADER = "verse\tEnglish\tSpanish"
 
@@ -39,7 +38,8 @@ def read_verses(folder: str | os.PathLike[str]) -> list[Verse]:
         lines = path.read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"data.read_verses: {str(path)!r} cannot be read ({error}). Tried: opening it. {HINT}."
+            f"data.read_verses: {str(path)!r} cannot be read ({getattr(error, 'strerror', None) or error}). "
+            f"Tried: opening it. Write make data, which fetches them."
         ) from error
     verses = []
     for number, line in enumerate(lines[1:], 2):
@@ -49,13 +49,13 @@ def read_verses(folder: str | os.PathLike[str]) -> list[Verse]:
         if len(fields) != 3 or not all(fields):
             raise ValueError(
                 f"data.read_verses: line {number} of {str(path)!r} has {len(fields)} fields: {line!r:.80}. Tried: "
-                f"{_HEADER!r}. Delete the file and write it anew: {HINT}."
+                f"{_HEADER!r}. Delete the file and write it anew: make data."
             )
         verses.append(Verse(*fields))
     if lines[0] != _HEADER or not verses:
         raise ValueError(
             f"data.read_verses: {str(path)!r} has {len(verses)} verses under {lines[0]!r:.80}. Tried: {_HEADER!r}. "
-            f"Delete the file and write it anew: {HINT}."
+            f"Delete the file and write it anew: make data."
         )
     return verses
 
