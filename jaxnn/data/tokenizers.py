@@ -1,7 +1,7 @@
 """Byte-pair and WordPiece tokenizers, trained here or loaded, and sentences as padded examples.
 
-A thin layer over the package `tokenizers`, whose files (`tokenizer.json`, `vocab.txt`) it reads and writes. Bytes need
-none of it: `TextFiles`, and `text.encode()`.
+A thin layer over the package `tokenizers`, whose files it reads and writes (`subwords` makes what is inside). Bytes
+need none of it: `TextFiles`, and `text.encode()`.
 """
 
 import dataclasses
@@ -12,22 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxnn.data import subwords
 from jaxnn.data.arrays import Arrays, take_rows
 from jaxnn.typing import HostArray, Resident
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _PADS, _MASKS = ("[PAD]", "<pad>", "<|endoftext|>"), ("[MASK]", "<mask>")
-
-
-def _package() -> Any:
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            "data.Tokenizer: the package tokenizers is not installed. Tried: importing it. Write pip install "
-            "'jaxnn-training[text]', or work on bytes: data.TextFiles."
-        ) from error
-    return tokenizers
+_PAIRS = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}  # tokens, and the pairs that make them
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,32 +46,42 @@ class Tokenizer:
 
     Attributes:
         vocab: Number of tokens.
-        pad: The token that pads.
     """
 
-    def __init__(self, inner: Any):
+    def __init__(self, inner: Any, pad: str | None = None):
         """Wraps a `tokenizers.Tokenizer`; `load` and `train` make one.
 
         Raises:
-            ValueError: If it has no token to pad with.
+            ValueError: If it has not the token `pad`.
         """
         self.inner = inner
         inner.no_padding()
         inner.no_truncation()
         self.vocab: int = inner.get_vocab_size()
-        self.pad = self._first(_PADS, "pad with")
+        self._pads = _PADS if pad is None else (pad,)
+        if pad is not None:
+            self._first(self._pads, "pad with")
 
-    def _first(self, names: Sequence[str], what: str) -> int:
+    def _first(self, names: Sequence[str], what: str, more: str = "") -> int:
         for name in names:
             if (found := self.inner.token_to_id(name)) is not None:
                 return found
         raise ValueError(
             f"data.Tokenizer: {self.vocab} tokens and none to {what}. Tried: {', '.join(names)}. Use a tokenizer that "
-            f"has one."
+            f"has one.{more}"
         )
 
     def __repr__(self) -> str:
         return f"Tokenizer({type(self.inner.model).__name__}, {self.vocab} tokens)"
+
+    @property
+    def pad(self) -> int:
+        """The token that pads: the one that `load` was told, else the first there is of [PAD], <pad>, <|endoftext|>.
+
+        Raises:
+            ValueError: If there is none, as in Llama's and Mistral's files: `load` one with pad="</s>", say.
+        """
+        return self._first(self._pads, "pad with", " Or say which: Tokenizer.load(path, pad='</s>'), say.")
 
     @property
     def mask(self) -> int:
@@ -106,31 +106,37 @@ class Tokenizer:
         return self._first((token,), "give")
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, lowercase: bool = True) -> "Tokenizer":
-        """A tokenizer from `tokenizer.json`, from BERT's `vocab.txt`, or from a folder that has one of them.
+    def load(cls, path: str | os.PathLike[str], *, lowercase: bool = True, pad: str | None = None) -> "Tokenizer":
+        """A tokenizer from a file, or from a folder that has one.
+
+        Read are `tokenizer.json`, BERT's `vocab.txt`, and GPT-2's or RoBERTa's `vocab.json` with `merges.txt` beside it
+        (`encoder.json` with `vocab.bpe`).
 
         Args:
             path: The file, or the folder.
             lowercase: Whether a model of a bare `vocab.txt` reads lower case without accents.
+            pad: The token that pads, where the tokenizer has none of those that `Tokenizer.pad` finds.
 
         Raises:
-            ValueError: If there is no such file, or it is damaged.
+            ValueError: If there is no such file, it is damaged, or has no such token.
         """
         file = Path(path).expanduser()
         if file.is_dir():
-            file = next((file / n for n in ("tokenizer.json", "vocab.txt") if (file / n).is_file()), file)
-        if not file.is_file():
+            file = next((file / n for n in ("tokenizer.json", "vocab.txt", *_PAIRS) if (file / n).is_file()), file)
+        beside = file.with_name(_PAIRS[file.name]) if file.name in _PAIRS else file
+        if not file.is_file() or not beside.is_file():
+            pairs = ", ".join(f"{vocab} with {merges}" for vocab, merges in _PAIRS.items())
             raise ValueError(
-                f"data.Tokenizer.load: {str(path)!r} holds no tokenizer. Tried: tokenizer.json, vocab.txt. Give one of "
-                f"these files, or a folder with it."
+                f"data.Tokenizer.load: {str(path)!r} holds no tokenizer. Tried: tokenizer.json, vocab.txt, {pairs}. "
+                f"Give one of these files, or a folder with it."
             )
-        package = _package()
         try:
+            if beside != file:
+                return cls(subwords.byte_pairs(file, beside), pad)
             if file.suffix == ".txt":
-                vocab = package.models.WordPiece.read_file(str(file))
-                return cls(_wordpiece(package.models.WordPiece(vocab, unk_token="[UNK]"), lowercase, vocab))
-            return cls(package.Tokenizer.from_file(str(file)))
-        except ValueError:
+                return cls(subwords.wordpiece_of(file, lowercase), pad)
+            return cls(subwords.package().Tokenizer.from_file(str(file)), pad)
+        except (ValueError, ModuleNotFoundError):
             raise
         except Exception as error:  # the package raises bare Exceptions
             raise ValueError(
@@ -148,8 +154,8 @@ class Tokenizer:
     ) -> "Tokenizer":
         """A tokenizer of `texts`: byte-level byte pairs, which lose nothing, or BERT's WordPiece.
 
-        `SPECIAL` are its first tokens; "wordpiece" puts [CLS] before a text and [SEP] after it. The result depends on
-        the texts and their order alone.
+        `subwords.SPECIAL` are its first tokens; "wordpiece" puts [CLS] before a text and [SEP] after it. The
+        result depends on the texts and their order alone.
 
         Args:
             texts: To learn from.
@@ -160,16 +166,16 @@ class Tokenizer:
         Raises:
             ValueError: If the vocabulary is too small, the kind is unknown, or there is no text.
         """
-        least = len(SPECIAL) + (256 if kind == "bpe" else 1)
+        least = len(subwords.SPECIAL) + (256 if kind == "bpe" else 1)
         if kind not in ("bpe", "wordpiece") or vocab < least:
             raise ValueError(
                 f"data.Tokenizer.train: kind={kind!r}, vocab={vocab}. Tried: bpe or wordpiece, of at least {least} "
                 f"tokens. Write vocab=8192, say."
             )
         return cls(
-            _trained_wordpiece(texts, vocab, lowercase is not False)
+            subwords.trained_wordpiece(texts, vocab, lowercase is not False)
             if kind == "wordpiece"
-            else _trained_bpe(texts, vocab, bool(lowercase))
+            else subwords.trained_bpe(texts, vocab, bool(lowercase))
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -219,65 +225,6 @@ class Tokenizer:
     def decode(self, ids: Any) -> str:
         """The text of ids, without special tokens."""
         return self.inner.decode(np.asarray(ids).tolist())
-
-
-def _trained_bpe(texts: Iterable[str], vocab: int, lowercase: bool) -> Any:
-    package = _package()
-    inner = package.Tokenizer(package.models.BPE())
-    if lowercase:
-        inner.normalizer = package.normalizers.BertNormalizer(lowercase=True)
-    inner.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = package.decoders.ByteLevel()
-    trainer = package.trainers.BpeTrainer(
-        vocab_size=vocab,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=sorted(package.pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    inner.train_from_iterator(texts, trainer)
-    return inner
-
-
-def _trained_wordpiece(texts: Iterable[str], vocab: int, lowercase: bool) -> Any:
-    package = _package()
-    texts = list(texts)
-    inner = _wordpiece(package.models.WordPiece(unk_token="[UNK]"), lowercase, None)
-    letters = sorted({c for text in texts for c in inner.normalizer.normalize_str(text) if not c.isspace()})
-    if not letters or vocab < len(SPECIAL) + 2 * len(letters):
-        raise ValueError(
-            f"data.Tokenizer.train: vocab={vocab} for {len(letters)} different characters. Tried: each at a word's "
-            f"begin and inside. Write at least {len(SPECIAL) + 2 * len(letters)}, and give texts."
-        )
-    # The trainer numbers what continues a word in the order of a hash table that differs from run to run, and breaks
-    # ties by number: given as "special" tokens they have the same numbers always.
-    trainer = package.trainers.WordPieceTrainer(
-        vocab_size=vocab, special_tokens=[*SPECIAL, *(f"##{c}" for c in letters)], show_progress=False
-    )
-    inner.train_from_iterator(texts, trainer)
-    found = inner.get_vocab()
-    return _wordpiece(package.models.WordPiece(found, unk_token="[UNK]"), lowercase, found)
-
-
-def _wordpiece(model: Any, lowercase: bool, vocab: Any) -> Any:
-    """BERT's tokenizer around a WordPiece model."""
-    package = _package()
-    inner = package.Tokenizer(model)
-    inner.normalizer = package.normalizers.BertNormalizer(lowercase=lowercase)
-    inner.pre_tokenizer = package.pre_tokenizers.BertPreTokenizer()
-    inner.decoder = package.decoders.WordPiece()
-    if vocab is not None:
-        inner.add_special_tokens([token for token in SPECIAL if token in vocab])
-        _surround(inner, package)
-    return inner
-
-
-def _surround(inner: Any, package: Any) -> None:
-    """[CLS] text [SEP], or [CLS] text [SEP] partner [SEP]."""
-    ends = [(token, inner.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    if all(i is not None for _, i in ends):
-        inner.post_processor = package.processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
-        )
 
 
 class Sentences:

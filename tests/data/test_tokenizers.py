@@ -73,6 +73,69 @@ def test_sentences_are_as_long_as_their_batch_needs():
     assert alike.take(np.array([1]))["types"].max() == 1
 
 
+def test_tokenizers_without_a_token_that_pads(tmp_path):
+    """Llama's and Mistral's: texts go in and out; what pads is asked for only where something is padded."""
+    inner = data.Tokenizer.train(TEXTS, vocab=300).inner
+    said = json.loads(inner.to_str())
+    for token in said["added_tokens"]:
+        token["content"] = f"<{token['id']}>"
+    ids = said["model"]["vocab"]
+    said["model"]["vocab"] = {f"<{i}>" if i < 5 else token: i for token, i in ids.items()}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(said))
+    llama = data.Tokenizer.load(tmp_path)
+    assert llama.decode(llama.encode(["the cat"]).ids) == "the cat"
+    with pytest.raises(ValueError, match=r"none to pad with. Tried: \[PAD\], .*Tokenizer.load\(path, pad="):
+        data.Sentences(llama, ["the cat"], length=8)
+    told = data.Tokenizer.load(tmp_path, pad="<2>")
+    assert told.pad == 2
+    assert data.Sentences(told, ["the"], length=30).take(np.array([0]))["x"][0, -1] == 2
+    with pytest.raises(ValueError, match=r"none to pad with\. Tried: </s>"):
+        data.Tokenizer.load(tmp_path, pad="</s>")
+
+
+@pytest.mark.parametrize(
+    ("special", "names"),
+    [
+        (["<|endoftext|>"], ("vocab.json", "merges.txt")),
+        (["<s>", "<pad>", "</s>", "<unk>", "<mask>"], ("encoder.json", "vocab.bpe")),
+    ],
+)
+def test_gpt2s_and_robertas_plain_files(special, names, tmp_path):
+    inner = data.Tokenizer.train(TEXTS, vocab=300).inner
+    inner.model.save(str(tmp_path))
+    tokens = json.loads((tmp_path / "vocab.json").read_text())
+    for old, new in zip(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), special):
+        tokens[new] = tokens.pop(old)
+    merges = (tmp_path / "merges.txt").read_text()
+    for file in tmp_path.iterdir():
+        file.unlink()
+    vocab = tmp_path / names[0]
+    vocab.write_text(json.dumps(tokens))
+    with pytest.raises(ValueError, match=f"holds no tokenizer. Tried: .*{names[0]} with {names[1]}"):
+        data.Tokenizer.load(tmp_path)
+    (tmp_path / names[1]).write_text(merges)
+    for path in (tmp_path, vocab):
+        tokenizer = data.Tokenizer.load(path)
+        encoded, plain = tokenizer.encode(TEXTS), data.Tokenizer(inner).encode(TEXTS)
+        added = (tokens["<s>"], tokens["</s>"]) if "<s>" in special else ()
+        for i, text in enumerate(TEXTS):
+            assert tokenizer.decode(encoded[i]) == text
+            np.testing.assert_array_equal(encoded[i], [*added[:1], *plain[i], *added[1:]])
+    assert tokenizer.pad == tokens[special[0] if len(special) == 1 else "<pad>"]
+    assert set(tokenizer.special) == {tokens[token] for token in special}
+    if added:
+        assert tokenizer.mask == tokens["<mask>"]
+        pair = tokenizer.encode(["cat <mask>"], ["dog"])[0]
+        assert (pair == added[1]).sum() == 3
+        assert tokens["<mask>"] in pair
+    vocab.write_text(json.dumps({token: i for token, i in tokens.items() if token not in special}))
+    with pytest.raises(ValueError, match=r"has neither '<\|endoftext\|>' nor"):
+        data.Tokenizer.load(tmp_path)
+    (tmp_path / names[1]).write_text("one\n")
+    with pytest.raises(ValueError, match="is no tokenizer"):
+        data.Tokenizer.load(tmp_path)
+
+
 @pytest.mark.skipif(not (MINILM / "tokenizer.json").is_file(), reason="no .cache/minilm: run `make data`")
 def test_minilms_tokens_are_the_references():
     texts = json.loads((FIXTURES / "minilm.json").read_text(encoding="utf-8"))
