@@ -18,7 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxnn import rng, sharding
 from jaxnn.models.layers import Dense, along_last, declare
-from jaxnn.models.products import matmul
+from jaxnn.models.lstm_scan import How, lstm_scan
+from jaxnn.models.products import matmul, operand_dtype
 from jaxnn.tree import describe
 from jaxnn.typing import Array
 
@@ -70,6 +71,27 @@ class Cell(nn.Module):
     def step(self, carry: Carry, gates: Array) -> Carry:
         """The next state, from this one and a time's projected input [B, G H]."""
         raise NotImplementedError
+
+    def run(self, carry: Carry, gates: Array, valid: Array | None, backward: bool, unroll: int) -> tuple[Carry, Array]:
+        """All of time: the last state, and outputs [T, B, H], 0 where not valid.
+
+        Args:
+            carry: The state before.
+            gates: Projected inputs [T, B, G H].
+            valid: bool [T, B]; None for all.
+            backward: Whether time runs from the end.
+            unroll: Steps a turn of the loop.
+        """
+
+        def step(carry: Carry, now: tuple[Array, Array | None]) -> tuple[Carry, Array]:
+            gates, valid = now
+            new = self.step(carry, gates)
+            y = self.output(new)
+            if valid is None:
+                return new, y
+            return _keep(valid, new, carry), jnp.where(valid[:, None], y, jnp.zeros((), y.dtype))
+
+        return lax.scan(step, carry, (gates, valid), reverse=backward, unroll=unroll)
 
     def initial(self, batch: int, dtype: Any = jnp.float32) -> Carry:
         """The state before the first token: zeros [B, H]."""
@@ -145,6 +167,14 @@ class LSTMCell(Cell):
         c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
         return nn.sigmoid(o) * jnp.tanh(c), c
 
+    def run(self, carry: Carry, gates: Array, valid: Array | None, backward: bool, unroll: int) -> tuple[Carry, Array]:
+        if type(self).step is not LSTMCell.step:
+            return super().run(carry, gates, valid, backward, unroll)
+        # Here, as the backward pass is traced when what is in force now no longer is.
+        dtype = operand_dtype(self.matmul_dtype, gates, "matmul")
+        last, y = lstm_scan(How(dtype, backward, unroll), self.hidden, gates, carry, valid)
+        return last, y if valid is None else jnp.where(valid[..., None], y, jnp.zeros((), y.dtype))
+
     def initial(self, batch: int, dtype: Any = jnp.float32) -> Carry:
         return super().initial(batch, dtype), super().initial(batch, dtype)
 
@@ -197,22 +227,16 @@ class Recurrent(nn.Module):
     def __call__(self, x: Array, valid: Array | None = None, carry: Carry | None = None) -> tuple[Array, Carry]:
         """[B, T, E] -> outputs [B, T, H], 0 where not valid, and the state after the last valid position."""
         cell = self.cell
-        # Linen gives a submodule its parameters when it is called: outside of the scan.
-        gates = jnp.swapaxes(cell.project(x), 0, 1)
+        # Linen gives a submodule its parameters when it is called: outside of the scan. Time comes first before the
+        # projection, which is wider than what it projects: less is transposed, and the kernel's gradient is a product
+        # of matrices as they lie.
+        gates = cell.project(jnp.swapaxes(x, 0, 1))
         carry = cell.initial(x.shape[0], gates.dtype) if carry is None else carry
         if self.is_initializing():
             return jnp.zeros((*x.shape[:2], cell.features), gates.dtype), carry
         steps = None if valid is None else jnp.swapaxes(valid, 0, 1)
 
-        def step(carry: Carry, now: tuple[Array, Array | None]) -> tuple[Carry, Array]:
-            gates, valid = now
-            new = cell.step(carry, gates)
-            y = cell.output(new)
-            if valid is None:
-                return new, y
-            return _keep(valid, new, carry), jnp.where(valid[:, None], y, jnp.zeros((), y.dtype))
-
-        carry, y = lax.scan(step, carry, (gates, steps), reverse=self.backward, unroll=self.unroll)
+        carry, y = cell.run(carry, gates, steps, self.backward, self.unroll)
         return jnp.swapaxes(y, 0, 1), carry
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxnn import rng, tree
-from jaxnn.models import RNN, GRUCell, LSTMCell, SimpleCell
+from jaxnn.models import RNN, GRUCell, LSTMCell, SimpleCell, products
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "translation"
 CELLS = {"simple": SimpleCell, "gru": GRUCell, "lstm": LSTMCell}
@@ -58,6 +58,37 @@ def test_outputs_states_and_gradients_are_torchs(name):
             want = want.copy()
             want[: 6 if name == "gru" else None] /= 2
         np.testing.assert_allclose(got, want, atol=1e-4, err_msg=path)
+
+
+class WrittenOut(LSTMCell):
+    """A step of its own, which the general scan runs."""
+
+    def step(self, carry, gates):
+        return super().step(carry, gates)
+
+
+@pytest.mark.parametrize("narrow", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_the_lstms_backward_pass_is_that_of_the_scan(narrow):
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = jax.random.normal(keys[0], (2, 5, 3))
+    carry = [[tuple(jax.random.normal(k, (2, 4)) for k in keys[1:3])] * 2]
+    valid = jnp.asarray([[1, 1, 1, 0, 0], [1, 0, 1, 1, 1]], bool)
+    nets = [RNN(cell(4), bidirectional=True) for cell in (LSTMCell, WrittenOut)]
+    params = nets[0].init(keys[3], x)["params"]
+
+    def grads(net):
+        def objective(params, x, carry):
+            y, ends = net.apply({"params": params}, x, valid=valid, carry=carry)
+            return jnp.sum(y**2) + sum(jnp.sum(jnp.cos(e)) for e in jax.tree.leaves(ends))
+
+        with products.operands(jnp.bfloat16 if narrow else jnp.float32):
+            return jax.jit(jax.grad(objective, (0, 1, 2)))(params, x, carry)
+
+    own, scan = (tree.leaves_by_path(grads(net)) for net in nets)
+    assert own.keys() == scan.keys()
+    for path, want in scan.items():
+        assert own[path].dtype == want.dtype
+        np.testing.assert_allclose(own[path], want, atol=0.05 if narrow else 1e-5, err_msg=path)
 
 
 def test_what_stands_in_padding_changes_nothing_in_either_direction():
