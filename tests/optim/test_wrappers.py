@@ -72,6 +72,12 @@ def test_cautious_keeps_what_agrees_and_makes_up_for_the_rest():
         np.testing.assert_allclose(updates[k], u * mask / mask.mean(), rtol=1e-6)
 
 
+def test_cautious_goes_around_a_whole_optimizer():
+    """The same direction, once before the rate and once after it."""
+    core = optim.stages(lion=optim.cautious(optim.lion_core()), lr=optim.scale_by_lr(0.1))
+    close(run(optim.cautious(optim.lion(0.1)))[0], run(core)[0])
+
+
 def test_cautious_decay_shrinks_only_what_the_update_shrinks():
     grads = {k: np.where(np.arange(x.size).reshape(x.shape) % 2, np.sign(x), -np.sign(x)) for k, x in PARAMS.items()}
     for coupling, scale in (("lr", 0.1 * 0.5), ("none", 0.1)):

@@ -112,7 +112,7 @@ def prodigy_core(
         out = jax.tree.map(step, mu, nu, params)
         return out, ProdigyState(hypers, mu, nu, s, state.start, grown, d_max, numerator)
 
-    return Transformation(init, update, name="prodigy", hyper=hyper)
+    return Transformation(init, update, name="prodigy", hyper=hyper, facts={"descends": True})
 
 
 def prodigy(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxnn.optim.compose import select
+from jaxnn.optim.compose.rates import descending
 from jaxnn.optim.compose.scaling import full, times
 from jaxnn.optim.compose.transformation import Transformation, check
 from jaxnn.typing import Array, Params, PyTree
@@ -21,17 +22,19 @@ class CautiousState(NamedTuple):
 def cautious(tx: optax.GradientTransformation) -> Transformation:
     """Any direction, where it agrees in sign with the gradient, scaled up for what is left out.
 
-    u <- u m / max(mean(m), 1e-3),  m = (u g > 0), the mean over a layer's leaf
+    u <- u m / max(mean(m), 1e-3),  m = (u g > 0), the mean over a layer's leaf;  m = (u g < 0) of a whole optimizer
 
-    Put it around a core, before decay and rate: `stages(adam=cautious(adam_core()), ...)`.
+    Around a core, decay is not masked: `stages(adam=cautious(adam_core()), decay=..., lr=...)`. Around a whole
+    optimizer, it is.
 
     Args:
-        tx: A core: its updates point up the gradient.
+        tx: A core, or a whole optimizer whose rate shows (`optim.adam(1e-3)`). Of optax, which hides it, cores only.
 
     Source:
         Liang et al. 2024, arXiv:2411.16085, Algorithm 1.
     """
     inner = check("optim.cautious", "tx", tx)
+    sign = -1 if descending(inner) else 1
 
     def init(params: Params) -> CautiousState:
         return CautiousState(inner.init(params))
@@ -44,7 +47,7 @@ def cautious(tx: optax.GradientTransformation) -> Transformation:
         def kept(leaf: select.Leaf, u: Array, g: Array) -> Array:
             if not u.size:
                 return u
-            mask = ((u * full(jnp.conj(g)).astype(u.dtype)).real > 0).astype(jnp.float32)
+            mask = ((sign * u * full(jnp.conj(g)).astype(u.dtype)).real > 0).astype(jnp.float32)
             share = jnp.mean(mask, tuple(range(leaf.role.stacked, u.ndim)), keepdims=True)
             return times(1 / jnp.maximum(share, 1e-3), u * mask.astype(u.dtype))
 

@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from jaxnn import optim
+from jaxnn.optim.registry import OPTIMIZERS
 
 PARAMS = {"mlp": {"kernel": jnp.ones((8, 4)), "bias": jnp.ones((4,))}, "embedding": jnp.ones((6, 4))}
 ADAM = optim.adam_core()
@@ -35,6 +36,13 @@ def test_two_rates_on_one_way_or_one_on_some(make, message):
         make()
     theirs = optax.chain(optax.sgd(1.0), optax.scale_by_learning_rate(1.0))
     assert float(theirs.update(PARAMS, theirs.init(PARAMS))[0]["mlp"]["bias"][0]) == 1.0
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_ready_made_form_is_known_to_descend(name):
+    entry = OPTIMIZERS[name]
+    with pytest.raises(ValueError, match=r"has a rate, and so has 'lr'"):
+        optim.stages(whole=entry.make(entry.lr), lr=RATE)
 
 
 def test_rates_that_do_not_meet_are_no_error():
