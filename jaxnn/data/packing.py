@@ -72,7 +72,7 @@ class Packed:
             pad: The token that fills up.
 
         Raises:
-            ValueError: If there is no token, or the length is out of range.
+            ValueError: If there is no token, an id is negative or no int32, or the length is out of range.
             TypeError: If a document holds no integers.
         """
         if length < 2:
@@ -139,6 +139,11 @@ def _encoded(documents: Sequence[Any]) -> Encoded:
                 f"data.Packed: document {i} is {describe(document)}. Tried: integer ids [n], or bytes. Tokenize it: "
                 f"tokenizer.encode(texts)."
             )
+        if array.size and not 0 <= array.min() <= array.max() < 2**31:
+            raise ValueError(
+                f"data.Packed: document {i} {describe(document)} has ids {array.min()} to {array.max()}. Tried: ids in "
+                f"[0, 2**31). Mend them."
+            )
         arrays.append(array.astype(np.int32))
     starts = np.cumsum([0, *map(len, arrays)])
     ids = np.concatenate([np.zeros(0, np.int32), *arrays])
@@ -164,11 +169,16 @@ def masked_tokens(
             there only. None for targets at every place.
 
     Raises:
-        ValueError: If the rate or `most` is out of range.
+        ValueError: If `mask` is no token of the vocabulary, or the rate or `most` is out of range.
 
     Source:
         Devlin et al. 2018, arXiv:1810.04805, section 3.1.
     """
+    if not 0 <= mask < vocab:
+        raise ValueError(
+            f"data.masked_tokens: vocab={vocab}, mask={mask}. Tried: a token of the vocabulary. Write the tokenizer's "
+            f"vocab and mask."
+        )
     if not 0 < rate < 1:
         raise ValueError(f"data.masked_tokens: rate={rate!r}. Tried: a share in (0, 1). Write 0.15, say.")
 

@@ -89,6 +89,10 @@ def _labels(where: str, values: list[Any]) -> tuple[dict[str, HostArray], tuple[
                 f"{where}: label {value!r:.60} of example {i} is {type(value).__name__}. Tried: all text, or all "
                 "numbers. Give labels of one kind."
             )
+        if not abs(value) < 2**31:  # not a number, either
+            raise ValueError(
+                f"{where}: label {value!r:.60} of example {i}. Tried: a finite number below 2**31. Mend it."
+            )
     return {"y": np.array(values, np.int32 if all(isinstance(v, int) for v in values) else np.float32)}, ()
 
 
@@ -102,8 +106,8 @@ def read_jsonl(path: Place, text: str = "text", *, pair: str | None = None, labe
         label: The field with the label: text (a class's name) or a number.
 
     Raises:
-        ValueError: If a line is no JSON object, or a field is missing or no text, with the line's number; if the file
-            is empty, missing or not UTF-8.
+        ValueError: If a line is no JSON object, or a field is missing, empty or no text, with the line's number; if a
+            label is no finite number of 32 bits; if the file is empty, missing or not UTF-8.
     """
     where, file = "data.read_jsonl", Path(path).expanduser()
     fields = [name for name in (text, pair) if name is not None]
@@ -114,7 +118,7 @@ def read_jsonl(path: Place, text: str = "text", *, pair: str | None = None, labe
         at = f"{where}: line {number} of {str(file)!r}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{at} is no JSON ({error}): {line!r:.80}. Tried: an object a line. Mend it.") from error
         if not isinstance(row, dict):
             raise ValueError(f"{at} is {type(row).__name__}: {line!r:.80}. Tried: an object a line. Write {{...}}.")
@@ -127,6 +131,8 @@ def read_jsonl(path: Place, text: str = "text", *, pair: str | None = None, labe
                 raise ValueError(
                     f"{at} has {name}={row[name]!r:.60}, {type(row[name]).__name__}. Tried: a text. Write a string."
                 )
+            if name in fields and not row[name].strip():
+                raise ValueError(f"{at} has an empty {name!r}. Tried: a text. Leave the line out.")
             values.append(row[name])
     arrays, classes = _labels(where, found[label]) if label is not None else ({}, ())
     return Texts(found[text], None if pair is None else found[pair], arrays, classes)

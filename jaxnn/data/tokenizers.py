@@ -260,7 +260,7 @@ class Sentences:
             arrays: Further arrays [n, ...], the targets "y", say.
 
         Raises:
-            ValueError: If there is no text, lengths do not fit, or a bucket is out of range.
+            ValueError: If there is no text, one has no token, lengths do not fit, or a bucket is out of range.
         """
         if not len(texts):
             raise ValueError("data.Sentences: no texts. Tried: tokenizing them. Give at least one.")
@@ -270,6 +270,11 @@ class Sentences:
                 f"data.Sentences: bucket {bad[0]} for length={length}. Tried: buckets in [1, length). Leave it out."
             )
         self.encoded = tokenizer.encode(texts, pairs, length=length)
+        if len(nothing := np.flatnonzero(np.diff(self.encoded.starts) == 0)):
+            raise ValueError(
+                f"data.Sentences: text {nothing[0]} has no token. Tried: examples that are more than padding. Leave "
+                f"empty texts out."
+            )
         self.pad, self.paired = tokenizer.pad, pairs is not None
         self.lengths = np.array([*sorted(set(buckets)), length])
         self.padded_to = self.lengths[np.searchsorted(self.lengths, np.diff(self.encoded.starts))] if buckets else None

@@ -135,6 +135,12 @@ def test_bad_input():
         data.Packed([np.zeros(0, int)], length=4)
     with pytest.raises(TypeError, match=r"document 1 is float64\[2\]"):
         data.Packed([np.arange(3), np.zeros(2)], length=4)
+    for ids in ([2**40, 1], [3, -5], [2**31]):
+        with pytest.raises(ValueError, match=rf"document 0 int64\[{len(ids)}\] has ids {min(ids)} to {max(ids)}"):
+            data.Packed([np.array(ids, np.int64)], length=4)
+    assert data.Packed([np.array([2**31 - 1, 0], np.uint64)], length=4).take(np.array([0]))["x"][0, 0] == 2**31 - 1
+    with pytest.raises(ValueError, match="vocab=0, mask=1"):
+        data.masked_tokens(0, 1)
     with pytest.raises(ValueError, match="rate=1"):
         data.masked_tokens(10, 1, rate=1)
     with pytest.raises(ValueError, match="most=0"):

@@ -161,6 +161,7 @@ def test_bad_input(tmp_path):
         (lambda: cls.encode(["a"], length=2), ValueError, "length=2 for 2 special"),
         (lambda: cls.token_id("[NONE]"), ValueError, "none to give"),
         (lambda: data.Sentences(cls, [], length=8), ValueError, "no texts"),
+        (lambda: data.Sentences(tokenizer, ["a", ""], length=8), ValueError, "text 1 has no token"),
         (lambda: data.Sentences(cls, ["a"], length=8, buckets=(8,)), ValueError, "bucket 8"),
         (lambda: data.Sentences(cls, ["a"], length=8, y=[1, 2]), ValueError, "1 texts and arrays of 2"),
     ):
