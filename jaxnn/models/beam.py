@@ -228,7 +228,7 @@ def translate(
         int32 [B, length]; the end token is in it, `config.pad` follows.
 
     Raises:
-        ValueError: If the source is not [B, S] of ids in the vocabulary, or a size is below 1.
+        ValueError: If the source is not [B, S] of ids in the vocabulary, a row is padding only, or a size is below 1.
         TypeError: If it is not integers.
     """
     source = np.asarray(source)
@@ -241,5 +241,10 @@ def translate(
         raise ValueError(
             f"{given} has ids {source.min()} to {source.max()} for a vocabulary of {model.config.vocab}. Encode it as "
             "in training."
+        )
+    if len(nothing := np.flatnonzero((source == model.config.pad).all(axis=1))):
+        raise ValueError(
+            f"{given}: row {nothing[0]} is padding only ({model.config.pad}). Tried: a text to translate. Leave empty "
+            "texts out."
         )
     return np.asarray(_translate(model, params, source.astype(np.int32), length, beams, length_penalty)[0])

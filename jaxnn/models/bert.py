@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxnn import rng, sharding
 from jaxnn.models.attention import attention
 from jaxnn.models.blocks import layer
-from jaxnn.models.layers import Dense, Embed, LayerNorm, along_last, declare, rows_of
+from jaxnn.models.layers import Dense, Embed, LayerNorm, along_last, declare, rows_of, within
 from jaxnn.models.sizes import divisors
 from jaxnn.tree import describe
 from jaxnn.typing import Array
@@ -222,12 +222,18 @@ class BERT(nn.Module):
 
         Raises:
             ValueError: If the tokens are not [B, T], longer than the table of positions, types are given to a model
-                that has none, or places to another head than "mlm".
+                that has none, or places to another head than "mlm" or of another shape; if known tokens, types,
+                positions or places are out of range (those that are traced give NaN).
             TypeError: If the tokens are not integers.
         """
         c = self.config
         if places is not None and c.head != "mlm":
             raise ValueError(f"models.BERT: places for head={c.head!r}. Tried: head='mlm'. Leave places out.")
+        if places is not None and (places.ndim != 2 or places.shape[0] != tokens.shape[0]):
+            raise ValueError(
+                f"models.BERT: places are {describe(places)} for tokens {describe(tokens)}. Tried: [B, N]. Write as "
+                f"many for each example."
+            )
         table = Embed(c.vocab, c.width, matmul_dtype=c.matmul_dtype, name="embed")
         x, segment, key = self._embed(table, tokens, train, segment, position, types)
         if c.scanned:
@@ -243,7 +249,8 @@ class BERT(nn.Module):
             for i in range(c.layers):
                 x, _ = layer(BERTBlock)(c, name=f"blocks_{i}")(x, i, key, segment)
         if places is not None:
-            x = jnp.take_along_axis(x, places[..., None], axis=1)
+            places = within(places, x.shape[1], "models.BERT: places", "Count tokens from 0.")
+            x = jnp.take_along_axis(x, places[..., None], axis=1, mode="fill")
         counts = jnp.ones(tokens.shape, jnp.int32) if segment is None else segment
         return self._head(table, x, counts, key).astype(jnp.float32)
 

@@ -60,12 +60,13 @@ class Dense(nn.Module):
         return y
 
 
-def rows_of(table: Array, ids: Array, what: str, advice: str) -> Array:
-    """`table[ids]`, [..., E], of a table [n, E] and integers [...]; NaN for those outside of [0, n) that are traced.
+def within(ids: Array, count: int, what: str, advice: str) -> Array:
+    """Integers of which none counts from the end: those outside of [0, count) are refused where they are known, and
+    are `count` or more where they are traced, which `jnp.take` reads as NaN.
 
     Args:
-        table: Rows.
-        ids: Which.
+        ids: Any shape.
+        count: How many there are.
         what: Their name, in an error.
         advice: What to do instead, in an error.
 
@@ -74,15 +75,21 @@ def rows_of(table: Array, ids: Array, what: str, advice: str) -> Array:
     """
     if 0 in ids.shape:
         raise ValueError(f"{what} are {tree.describe(ids)}. Tried: at least one. Leave empty texts out.")
-    count = table.shape[0]
     noticed = lookups.notice(ids, lookups.Lookup(count, what, advice))
     if not noticed and not isinstance(ids, jax.core.Tracer):
         low, high = np.asarray(ids).min(), np.asarray(ids).max()
         if low < 0 or high >= count:
             raise ValueError(f"{what} {tree.describe(ids)} are {low} to {high}. Tried: ids in [0, {count}). {advice}")
-    if jnp.issubdtype(ids.dtype, jnp.signedinteger):
-        ids = jnp.where(ids < 0, count, ids)  # they would count from the end
-    return jnp.take(table, ids, axis=0)
+    return jnp.where(ids < 0, count, ids) if jnp.issubdtype(ids.dtype, jnp.signedinteger) else ids
+
+
+def rows_of(table: Array, ids: Array, what: str, advice: str) -> Array:
+    """`table[ids]`, [..., E], of a table [n, E] and integers [...]; NaN for those outside of [0, n) that are traced.
+
+    Raises:
+        ValueError: If there are no ids, or known ones are out of range; see `within`.
+    """
+    return jnp.take(table, within(ids, table.shape[0], what, advice), axis=0)
 
 
 class Embed(nn.Module):

@@ -152,6 +152,13 @@ def test_places_are_those_of_all_logits():
     places = np.array([[4, 0, 2], [6, 6, 1]], np.int32)
     some, every = (jax.jit(module.apply)({"params": params}, TOKENS, places=p) for p in (places, None))
     np.testing.assert_allclose(some, np.take_along_axis(every, places[..., None], axis=1), atol=1e-5)
+    for wrong in (-1, 7):  # a place that is not there: never the last token's, nor another
+        ids = np.full((2, 3), wrong, np.int32)
+        assert np.isnan(jax.jit(module.apply)({"params": params}, TOKENS, places=ids)).all()
+        with pytest.raises(ValueError, match=rf"places int32\[2, 3\] are {wrong} to {wrong}. Tried: ids in \[0, 7\)"):
+            module.apply({"params": params}, TOKENS, places=ids)
+    with pytest.raises(ValueError, match=r"places are int32\[3\] for tokens int32\[2, 7\]. Tried: \[B, N\]"):
+        module.apply({"params": params}, TOKENS, places=ids[0])
 
 
 def test_ids_out_of_range_are_refused_before_a_run():

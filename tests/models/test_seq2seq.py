@@ -137,3 +137,5 @@ def test_refusals():
         models.translate(model, params, np.array([[3.0]]), length=2)
     with pytest.raises(ValueError, match=r"\[B, S\]"):
         models.translate(model, params, np.array([3]), length=2)
+    with pytest.raises(ValueError, match=r"row 1 is padding only \(0\)"):
+        models.translate(model, params, np.array([[3, 0], [0, 0]]), length=2)
