@@ -80,6 +80,9 @@ class Domains:
     def __reduce__(self) -> tuple[Any, ...]:
         return domains_of, (self.by_name,)
 
+    def __repr__(self) -> str:
+        return f"Domains({', '.join(f'{name}: {domain}' for name, domain in self.by_name)})"
+
     def of(self, name: str) -> Domain:
         """The domain of `name`."""
         return dict(self.by_name)[name]

@@ -1,6 +1,8 @@
 """Setting a hyperparameter compiles nothing, wherever the state lies."""
 
+import copy
 import inspect
+import pickle
 import typing
 
 import jax
@@ -115,3 +117,12 @@ def test_constants_are_those_that_no_schedule_moves():
     assert "one.weight_decay" in optim.hyper(scheduled)
     assert "one.weight_decay" not in found
     assert "b1" in found
+
+
+def test_domains_are_the_same_object_wherever_they_have_been():
+    """A jitted step compares them in every call, and would compile again for others."""
+    states = [optim.adam(1e-3).init(PARAMS) for _ in range(2)]
+    states += [copy.deepcopy(states[0]), pickle.loads(pickle.dumps(jax.device_get(states[0])))]
+    held = [optim.get(state, "adam.hyper.domains") for state in states]
+    assert all(domains is held[0] for domains in held)
+    assert repr(held[0]).startswith("Domains(b1: a number in [0, 1), ")

@@ -74,27 +74,28 @@ def checked_update(
     @functools.wraps(update)
     def checked(updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any) -> tuple[PyTree, PyTree]:
         check_gradients(where, updates, params)
-        like = updates if params is None else params
+        like, kind = (updates, "gradients") if params is None else (params, "parameters")
         try:
             found, new = update(updates, state, params, **extra)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             misfit = _misfit(init, like, state)
             if misfit is None:
                 raise
-            raise ValueError(_none_of(where, misfit)) from error
+            raise ValueError(_none_of(where, kind, misfit)) from error
         if _shapes(found) != _shapes(updates) or _shapes(new) != _shapes(state):
             misfit = _misfit(init, like, state)
             if misfit is not None:
-                raise ValueError(_none_of(where, misfit))
+                raise ValueError(_none_of(where, kind, misfit))
         return found, new
 
     return checked
 
 
-def _none_of(where: str, misfit: str) -> str:
+def _none_of(where: str, kind: str, misfit: str) -> str:
     return (
-        f"{where}: the state is none of this optimizer for these parameters (expected against given): {misfit}. Give "
-        "tx.init(params), or take over another optimizer's with optim.migrate."
+        f"{where}: the state is none of this optimizer for these {kind} (expected against given): {misfit}. Give "
+        f"{'gradients by the parameters of ' if kind == 'gradients' else ''}tx.init(params), or take over another "
+        "optimizer's state with optim.migrate."
     )
 
 
