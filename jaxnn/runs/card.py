@@ -4,6 +4,7 @@ Every word on it is read from the folders of runs that were really made, so that
 and a number cannot be other than what a run reported. Where a folder does not hold something, the card does not say it.
 """
 
+import math
 import os
 import re
 import statistics
@@ -192,8 +193,10 @@ def spread(values: Sequence[float]) -> str:
     """Mean and sample standard deviation, the latter with two digits: "0.9227 ± 0.0013"; "–" for fewer than two."""
     if len(values) < 2:
         return "–"
+    if not all(map(math.isfinite, values)):
+        return "not finite"
     mean, deviation = statistics.fmean(values), statistics.stdev(values)
-    if not 1e-6 < deviation < 1e6:  # none, not finite, or beyond plain digits
+    if not 1e-6 < deviation < 1e6:  # none, or beyond plain digits
         return f"{format_value(mean)} ± {format_value(deviation)}"
     digits = max(0, 1 - int(f"{deviation:.1e}".partition("e")[2]))
     return f"{mean:,.{digits}f} ± {deviation:,.{digits}f}"

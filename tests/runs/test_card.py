@@ -153,6 +153,21 @@ def test_a_result_of_a_run_that_went_on_is_left_out(tmp_path, blank):
     assert "result.json is of step 8, and the run went on: it is left out." in text
 
 
+def test_a_run_that_diverged_makes_a_card_too(tmp_path):
+    folders = [
+        make(tmp_path / f"r{seed}", seed, accuracy=0.5 if seed else float("nan"), ended=False) for seed in (0, 1)
+    ]
+    for folder in folders:
+        folder.metrics.append({"step": 9, "loss": float("nan"), "nonfinite_step": 9})
+        folder.journal.append("end", 9, stopped="loss is not finite at step 9")
+    text = card(tmp_path, folders[0])
+    assert "**stopped** at step 9 of 8. Stopped at step 9: loss is not finite at step 9." in text
+    assert cells(text, "validation accuracy") == ["nan", "8 |"]
+    text = card(tmp_path, *folders)
+    assert cells(text, "**mean of 2**") == ["**0.3125 ± 0**", "**not finite** |"]
+    assert shown(text, tmp_path) == ["shapes_curves.png"]
+
+
 def test_the_run_that_gave_the_first_parameters_is_named_with_its_time(tmp_path, blank):
     make(tmp_path / "half")
     folder = make(tmp_path / "r", init_from="../half")
@@ -189,6 +204,9 @@ def test_times_add_up_over_the_processes_of_a_run(tmp_path):
         ([1.0, 1.0 + 1e-9], "1 ± 7.071e-10"),
         ([0.1, 0.3, 0.2], "0.20 ± 0.10"),
         ([1.0], "–"),
+        ([1.0, float("nan")], "not finite"),
+        ([float("inf"), 1.0], "not finite"),
+        ([1e30, 2e30], "1.500e+30 ± 7.071e+29"),
     ],
 )
 def test_a_spread_has_two_digits(values, said):
