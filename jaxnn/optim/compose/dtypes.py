@@ -12,7 +12,7 @@ import optax
 
 from jaxnn.optim.compose.places import Place, places
 from jaxnn.optim.compose.quantize import SMALLEST, Quantized, dequantize, quantize
-from jaxnn.optim.compose.rounding import hash_bits, round_stochastically
+from jaxnn.optim.compose.rounding import dither, hash_bits, round_stochastically
 from jaxnn.optim.compose.transformation import Context, Transformation, apply_part
 from jaxnn.optim.compose.wrapping import inner_of, wrap
 from jaxnn.optim.hyper import short_path
@@ -21,7 +21,7 @@ from jaxnn.typing import Array, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Blockwise:
-    """Storage in eight bits an element and a float32 scale for each block; see `jaxnn.optim.compose.quantize`.
+    """Storage in eight bits an element and a byte for each block of 32; see `jaxnn.optim.compose.quantize`.
 
     Attributes:
         signed: Whether the values may be negative; None goes by name: `nu`, `nu_max`, `v` and `sum_of_squares` are
@@ -59,15 +59,16 @@ def with_state_dtype(
 ) -> Transformation:
     """Stores an optimizer's state in fewer bytes; it still computes in float32.
 
-    AdamW takes 8 bytes a parameter in float32, 4 in bfloat16 and 2.03 in `q8`. Hyperparameters, counters, complex
+    AdamW takes 8 bytes a parameter in float32, 4 in bfloat16 and 2.06 in `q8`. Hyperparameters, counters, complex
     leaves and scalars stay as they are; in `q8` leaves of fewer than 64 elements too.
 
     Args:
         tx: Any optimizer.
         dtypes: One storage for all of its state, or name -> storage: `{"mu": jnp.bfloat16, "nu": optim.q8}`. A name is
             a part of the path that `optim.get` takes: "mu", "adam.mu", or "precondition.muon" for all that is there.
-        rounding: "stochastic" is right in expectation. To "nearest", an average that moves by less than half a spacing
-            a step stands still: in bfloat16 a second moment of decay rate 0.999 never falls.
+        rounding: "stochastic" is right in expectation, in `q8` on average over a few steps already (`dither`). To
+            "nearest", an average that moves by less than half a spacing a step stands still: in bfloat16 a second
+            moment of decay rate 0.999 never falls.
 
     Raises:
         TypeError: If a storage is no floating dtype and no `Blockwise`.
@@ -127,7 +128,7 @@ def _small_float(x: Any) -> bool:
 
 def _encode(x: Array, like: Any, seed: Array | None, salt: int) -> Any:
     if isinstance(like, Quantized):
-        bits = None if seed is None else hash_bits(like.codes.shape, seed, salt)
+        bits = None if seed is None else dither(like.codes.shape, seed, salt)
         return quantize(x, bits, signed=like.signed)
     if seed is not None and like.dtype == jnp.bfloat16 and x.dtype == jnp.float32:
         return round_stochastically(x, hash_bits(x.shape, seed, salt))

@@ -30,13 +30,38 @@ def hash_bits(shape: tuple[int, ...], *words: Any) -> Array:
     Source:
         The mixing function is lowbias32 of C. Wellons' hash-prospector.
     """
-    index = jnp.zeros(shape, jnp.uint32)
-    for axis, n in enumerate(shape):
-        index = index * np.uint32(n) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
     key = jnp.zeros((), jnp.uint32)
     for word in words:
         key = _mix(key ^ (jnp.asarray(word).astype(jnp.uint32) + np.uint32(0x9E3779B9)))
-    return _mix(index ^ key)
+    return _mix(_index(shape) ^ key)
+
+
+def dither(shape: tuple[int, ...], step: Any, salt: int) -> Array:
+    """uint32 bits by position and step, spread evenly over the steps at each place and over the places at each step.
+
+    What should go up in a fraction f of its steps does so f n times in n steps, give or take one or two: the error of a
+    slow average stays near that of one rounding. Independent bits would let it wander with the root of their number. As
+    `hash_bits`, they do not depend on how the array is sharded.
+
+    Args:
+        shape: Shape.
+        step: Integer scalar.
+        salt: Of the array: its number among others.
+
+    Source:
+        Additive recurrences of badly approximable numbers (Weyl 1916; the golden ratio over places, the root of 3 over
+        steps).
+    """
+    phase = jnp.asarray(step).astype(jnp.uint32) * np.uint32(0xBB67AE85) + np.uint32(salt * 0x6A09E667 & 0xFFFFFFFF)
+    return _index(shape) * np.uint32(0x9E3779B9) + phase
+
+
+def _index(shape: tuple[int, ...]) -> Array:
+    """Each element's position in the flattened array, uint32."""
+    index = jnp.zeros(shape, jnp.uint32)
+    for axis, n in enumerate(shape):
+        index = index * np.uint32(n) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    return index
 
 
 def _mix(x: Array) -> Array:
