@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxnn import data, lookups, losses, models, parallel, train
+from jaxnn import data, losses, models, parallel, train
 from jaxnn.train import values
 
 N, T, B, VOCAB, CLASSES = 24, 5, 4, 9, 3
@@ -119,16 +119,3 @@ def test_bytes_are_not_read_for_a_vocabulary_of_all(monkeypatch):
     values.resident_within("here", stream, stream.resident(), {"x": values.Lookup(256, "tokens", "")})
     with pytest.raises(pytest.fail.Exception):
         values.resident_within("here", stream, stream.resident(), {"x": values.Lookup(97, "tokens", "")})
-
-
-def test_what_a_model_looks_up_is_the_narrowest_of_its_tables():
-    x, other = np.zeros(3, np.int32), np.zeros(3, np.int32)
-    wide, narrow = (lookups.Lookup(n, "rows", "") for n in (9, 5))
-    with lookups.noticing({"x": x}) as found:
-        half = x[:2]
-        lookups.part_of(half, x)
-        assert lookups.notice(x, wide)
-        assert not lookups.notice(half, narrow)
-        assert not lookups.notice(other, lookups.Lookup(1, "rows", ""))
-    assert found == {"x": narrow}
-    assert not lookups.notice(x, wide)  # nobody is noticing
