@@ -1,7 +1,7 @@
 """Optimizers on the spine's GPT: same tokens, rates swept as a population, three seeds, ranked against tuned AdamW.
 
 python -m experiments.optimizer_race                                                       # a demo
-python -m experiments.optimizer_race --steps 1000 --seeds 0 1 2 --optimizers all --out runs/race   # all; docs/results: six
+python -m experiments.optimizer_race --steps 1000 --seeds 0 1 2 --optimizers all --out runs/race   # more than in docs/
 """
 
 import dataclasses
