@@ -53,7 +53,7 @@ def mars_core(
     """
     inner = check("optim.mars", "tx", tx)
     domains = {"gamma": NONNEGATIVE, "max_norm": POSITIVE}
-    own = {} if b1 is None else {"b1": b1}
+    own: dict[str, Any] = {} if b1 is None else {"b1": b1}
     hyper = Hyperparameters("optim.mars", domains=domains, gamma=gamma, max_norm=max_norm, **own)
     theirs = inner.hyper if isinstance(inner, Transformation) else None
     if b1 is None and (theirs is None or "b1" not in theirs.domains):
