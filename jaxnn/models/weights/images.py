@@ -40,6 +40,15 @@ def kind_of(module: Any) -> str | None:
     return next((kind for kind, (family, _) in FAMILIES.items() if type(module) is family), None)
 
 
+def _alike(value: Any, default: Any) -> bool:
+    """Whether a value of JSON is of the kind that a field with this default holds; of None's, a word or nothing."""
+    if default is None:
+        return value is None or isinstance(value, str)
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(type(n) is int for n in value)
+    return type(value) is type(default) or (type(value) is int and type(default) is float)
+
+
 def described(config: Mapping[str, Any]) -> nn.Module:
     """The module that our config.json describes.
 
@@ -54,16 +63,22 @@ def described(config: Mapping[str, Any]) -> nn.Module:
             f"models.load: config.json of {config['model_type']} has {odd[0]!r}. Tried: the fields of {make.__name__}. "
             f"Take it out."
         )
-    family: Any = module
-    try:
-        if fields.get("matmul_dtype") is not None:
+    for field in dataclasses.fields(make):
+        if field.name in fields and not _alike(fields[field.name], field.default):
+            raise ValueError(
+                f"models.load: config.json of {config['model_type']} has {field.name}={config[field.name]!r:.80}. "
+                f"Tried: the likes of {field.default!r}. Write config.json again."
+            )
+    if fields.get("matmul_dtype") is not None:
+        try:
             fields["matmul_dtype"] = jnp.dtype(fields["matmul_dtype"])
-        return family(make(**fields))
-    except TypeError as error:
-        raise ValueError(
-            f"models.load: config.json of {config['model_type']} has a field of another type ({error}). Tried: "
-            f"{make.__name__}. Write config.json again."
-        ) from error
+        except TypeError as error:
+            raise ValueError(
+                f"models.load: config.json of {config['model_type']} has matmul_dtype={fields['matmul_dtype']!r:.80}. "
+                f"Tried: a dtype's name. Write 'bfloat16', say."
+            ) from error
+    family: Any = module
+    return family(make(**fields))
 
 
 def _check_claims(path: Path, module: Any, stored: Mapping[str, Stored]) -> None:

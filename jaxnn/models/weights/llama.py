@@ -54,7 +54,7 @@ def _rotary(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
     if form == "default":
         return {"rotary_base": base}
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    if missing := [name for name in names if name not in said]:
+    if missing := [name for name in names if said.get(name) is None]:
         raise ValueError(
             f"models.load: config.json of a {kind} has llama3 positions without {missing[0]!r}. Tried: {dict(said)!r}. "
             f"Give the model's own config.json."

@@ -55,6 +55,7 @@ def lying(name, tmp_path, **config):
         ("llama", {"num_key_value_heads": [2]}, r"num_key_value_heads=\[2\]"),
         ("llama", {"rms_norm_eps": "small"}, "rms_norm_eps='small'"),
         ("llama", {"rope_parameters": {"rope_theta": {}}}, "rope_theta={}"),
+        ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": None}}, "llama3 positions without 'factor'"),
         ("mistral", {"sliding_window": "all"}, "sliding_window='all'"),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": []}, "max_window_layers="),
         ("bert_mlm", {"architectures": 5}, "architectures=5"),
