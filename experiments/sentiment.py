@@ -34,7 +34,7 @@ class Config(train.RunOptions):
 # ---- data
 
 WHOLE = 64  # tokens: nearly every snippet has fewer
-BUCKETS = (16, 24, 32, 48)  # lengths of batches in between
+BUCKETS = (16, 24, 32, 48)  # lengths of held-out batches below
 GOOD = (
     "a joy from start to end",
     "funny, warm and wise",
@@ -108,10 +108,10 @@ def pretrained(cfg: Config) -> tuple[data.Tokenizer, models.BERT, Any]:
 
 def build(cfg: Config) -> train.Setup:
     """Everything that `fit` needs, for tools to reuse."""
-    texts, labels, _, _ = split(cfg.data)
+    texts, labels, others, truth = split(cfg.data)
     tokenizer, model, params = pretrained(cfg)
-    buckets = [n for n in BUCKETS if n < cfg.length]
-    source = data.Sentences(tokenizer, texts, length=cfg.length, buckets=buckets, y=labels)
+    source = data.Sentences(tokenizer, texts, length=cfg.length, y=labels)
+    validation = data.Sentences(tokenizer, others, length=WHOLE, buckets=BUCKETS, y=truth)
     task = train.supervised(model, losses.cross_entropy, {"accuracy": metrics.accuracy})
     if params is not None:
         task = dataclasses.replace(task, init=lambda key, batch: (params, {}))
@@ -120,27 +120,10 @@ def build(cfg: Config) -> train.Setup:
     rate = optim.schedules.joined(
         (optim.schedules.linear(0, cfg.lr, up), up), (optim.schedules.linear(cfg.lr, 0, steps - up), None)
     )
-    return train.Setup(task=task, tx=optim.adamw(rate), data=source)
+    return train.Setup(task=task, tx=optim.adamw(rate), data=source, validation=validation)
 
 
 # ---- the run
-
-
-class HeldOut(train.Hook):
-    """Accuracy on the held-out texts after every epoch."""
-
-    at_end = True
-
-    def __init__(self, task: train.Task, source: data.Sentences):
-        self.task, self.source = task, source
-
-    def every(self, plan: train.Plan) -> int:
-        return plan.epoch
-
-    def act(self, at: train.Moment) -> None:
-        values = train.evaluate(self.task, at.state, self.source, batch_size=32)
-        at.journal("held_out", **values)
-        at.show(f"---- step {at.step}: held-out " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
 
 
 def baseline(cfg: Config) -> float | None:
@@ -162,11 +145,8 @@ def main(cfg: Config) -> dict[str, float]:
     strategy = cfg.placed(models.bert.RULES)
     setup = build(cfg)
     _, _, texts, truth = split(cfg.data)
-    order = np.argsort([len(text) for text in texts], kind="stable")  # alike lengths together
-    texts, truth = [texts[i] for i in order], truth[order]
-    others = data.Sentences(pretrained(cfg)[0], texts, length=WHOLE, buckets=BUCKETS, y=truth)
     out = train.run_folder("sentiment", cfg.out, cfg.resume)
-    print(f"{setup.data}, {len(others)} held out\n-> {out}", flush=True)
+    print(f"{setup.data}, {len(texts)} held out\n-> {out}", flush=True)
     run = train.fit(
         setup.task,
         setup.tx,
@@ -175,12 +155,12 @@ def main(cfg: Config) -> dict[str, float]:
         epochs=cfg.epochs,
         seed=cfg.seed,
         strategy=strategy,
-        hooks=[HeldOut(setup.task, others)],
+        validation=setup.validation,
         out=out,
         resume=cfg.resume,
         config=dataclasses.asdict(cfg),
     )
-    probabilities = jax.nn.softmax(train.predict(run.task, run.state, others, batch_size=32))[:, 1]
+    probabilities = jax.nn.softmax(train.predict(run.task, run.state, setup.validation, batch_size=32))[:, 1]
     given = np.asarray(probabilities > 0.5, np.int64)
     result = {"accuracy": float(np.mean(given == truth))}
     if (other := baseline(cfg)) is not None:

@@ -18,7 +18,7 @@ def test_sentiment_runs_on_its_embedded_sentences(tmp_path, capsys):
     assert 0 <= result["accuracy"] <= 1
     out = capsys.readouterr().out
     assert out.count("`make data` fetches") == 2
-    assert "held-out accuracy" in out
+    assert "val_accuracy" in out
     report = (tmp_path / "run" / "report.html").read_text()
     assert "The surest mistakes" in report
 
