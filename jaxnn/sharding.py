@@ -47,6 +47,11 @@ def psum_manual(x: Array) -> Array:
     return jax.lax.psum(x, axes) if axes else x
 
 
+def constraining() -> bool:
+    """Whether `constrain` lays axes out over devices: merging two of them may then cost communication."""
+    return _rules.get() is not None and not manual_axes()
+
+
 def constrain(x: Array, *names: str | None) -> Array:
     """Names the axes of `x`; a sharding constraint where rules are in force, else `x` itself.
 

@@ -7,6 +7,7 @@ there than float32. The forms below are the ones that XLA:CPU was measured to ru
 import contextlib
 import contextvars
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnn import sharding
 from jaxnn.typing import Array
 
 _operands: contextvars.ContextVar[tuple[Any, list[str]] | None] = contextvars.ContextVar("jaxnn_operands", default=None)
@@ -79,6 +81,18 @@ def _narrow_matmul_bwd(dtype: Any, saved: tuple[Array, Array], g: Array) -> tupl
 _narrow_matmul.defvjp(_narrow_matmul_fwd, _narrow_matmul_bwd)
 
 
+def _wide_matmul(x: Array, w: Array) -> Array:
+    """`x @ w`.
+
+    For the gradient of `w` XLA:CPU sums over several leading axes by laying the cotangent out anew first: of one
+    layer's products and their gradients that was 10 to 48 % of the time. So there they are made one axis.
+    """
+    if x.ndim < 3 or jax.default_backend() != "cpu" or sharding.constraining():
+        return jnp.matmul(x, w)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return jnp.matmul(rows, w).reshape(*x.shape[:-1], w.shape[-1])
+
+
 def matmul(x: Array, w: Array, dtype: Any = None) -> Array:
     """`x @ w` over the last axis of `x` [..., K] with `w` [K, N].
 
@@ -96,7 +110,7 @@ def matmul(x: Array, w: Array, dtype: Any = None) -> Array:
     """
     narrow = operand_dtype(dtype, x)
     if narrow is None:
-        return jnp.matmul(x, w.astype(x.dtype))
+        return _wide_matmul(x, w.astype(x.dtype))
     y = _narrow_matmul(narrow, x.astype(jnp.float32), w.astype(jnp.float32))
     return y if dtype is not None else y.astype(x.dtype)
 
