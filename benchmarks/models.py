@@ -42,9 +42,9 @@ class Config:
     """What to measure, and how often."""
 
     families: tuple[str, ...] = (*FAMILIES, *EXTRA)
-    rounds: int = 9  # stretches of 0.4 s or a step of each arm
+    rounds: int = 7  # stretches of 0.4 s or a step of each arm
     threads: int = 2  # of each arm
-    steps: int = 200  # of the loss curves
+    steps: int = 100  # of the loss curves
     out: Path = Path("runs/models")  # samples.jsonl, models.json, models_speed.md
     torch: Path = Path(".venv-peers/bin/python")  # the interpreter of PyTorch
     card: Path | None = None  # the Markdown card, if not OUT/models_speed.md
