@@ -50,7 +50,8 @@ def adam_core(
     """
     if b1 is None and nesterov:
         raise ValueError("optim.adam: nesterov looks ahead along the momentum, and b1 is None. Give b1=0.9, say.")
-    hyper = Hyperparameters("optim.adam", **({} if b1 is None else {"b1": b1}), b2=b2, eps=eps)
+    first_moment: dict[str, Any] = {} if b1 is None else {"b1": b1}
+    hyper = Hyperparameters("optim.adam", **first_moment, b2=b2, eps=eps)
 
     def init(params: Params) -> AdamState:
         mu = None if b1 is None else jax.tree.map(lambda p: jnp.zeros_like(full(p)), params)

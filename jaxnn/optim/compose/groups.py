@@ -1,6 +1,6 @@
 """Parameter groups: each leaf belongs to exactly one, or to the one `otherwise`; nothing passes through unseen."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +40,8 @@ def group(
         where: Which parameters.
         tx: What is done with their gradients.
         lr: Multiplies the rate of the enclosing `stages`; >= 0. Hyperparameter `NAME_lr` where it is not 1.
-        decay: Multiplies its weight decay; >= 0. Hyperparameter `NAME_decay` where it is not 1.
+        decay: Multiplies its weight decay, and that of a stage within the group; >= 0. Hyperparameter `NAME_decay`
+            where it is not 1.
         may_be_empty: Whether no leaf may match; else that is an error.
     """
     return Group(where, tx, lr, decay, may_be_empty)
@@ -144,14 +145,18 @@ def groups(**named: Group | tuple[select.Predicate, optax.GradientTransformation
         labels = jax.tree.leaves(assign(updates if params is None else params, members))
         values = split(labels, updates)
         weights = split(labels, params) if params is not None else dict.fromkeys(members)
-        # A tree beside the gradients (`grad=`) would not fit a group; what composition needs is in `updates`.
-        passed = {name: value for name, value in extra.items() if name != "grad"}
+        told = context or Context()
+        multiplied = ("lr_multipliers", "decay_multipliers")
+        trees = {kind: split(labels, tree_of) for kind in multiplied if (tree_of := getattr(told, kind)) is not None}
         states: dict[str, PyTree] = {}
         merged: list[Any] = [None] * len(labels)
         for name, g in members.items():
-            new, states[name] = apply_part(
-                g.tx, values[name], state.groups[name], weights[name], context or Context(), passed
-            )
+            # A tree beside the gradients (`grad=`) would not fit a group; an objective is one of the group's leaves.
+            passed = {key: value for key, value in extra.items() if key != "grad"}
+            if params is not None and "value_fn" in extra:
+                passed["value_fn"] = _beside(extra["value_fn"], params)
+            mine = told._replace(**{kind: tree_of[name] for kind, tree_of in trees.items()})
+            new, states[name] = apply_part(g.tx, values[name], state.groups[name], weights[name], mine, passed)
             flat = jax.tree.leaves(new, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
             for i, at in enumerate(labels):
                 if at == name:
@@ -179,6 +184,17 @@ def groups(**named: Group | tuple[select.Predicate, optax.GradientTransformation
             "where": {name: g.where for name, g in members.items()},
         },
     )
+
+
+def _beside(fn: Callable[..., Any], params: PyTree) -> Callable[..., Any]:
+    """An objective of all parameters as one of a group's, the others as they are."""
+    masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+
+    def of_group(own: PyTree, *rest: Any, **more: Any) -> Any:
+        whole = jax.tree.map(lambda x, p: p if masked(x) else x, own, params, is_leaf=masked)
+        return fn(whole, *rest, **more)
+
+    return of_group
 
 
 def mask(params: PyTree, where: select.Predicate) -> PyTree:

@@ -143,7 +143,8 @@ def decay(
         weight_decay: Strength; >= 0. Hyperparameter `weight_decay`.
         where: Which parameters decay.
         coupling: See above.
-        cautious: Decay only the elements that the update shrinks anyway (Chen et al. 2025, arXiv:2510.12402).
+        cautious: Decay only the elements that the update shrinks anyway, where u x > 0 of a direction u (Chen et al.
+            2025, arXiv:2510.12402).
 
     Raises:
         ValueError: If the strength is negative or the coupling unknown; at trace time, if "schedule" finds no rate.
