@@ -30,7 +30,8 @@ def numbers_of(name):
     return NEEDED.get(name, {}) | {key: value for key, value in taken.items() if isinstance(value, float)}
 
 
-BUILT = [name for name in OPTIMIZERS if numbers_of(name)]
+HEAVY = {"lbfgs", "psgd_kron", "shampoo", "soap"}  # to trace
+BUILT = [pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ()) for name in OPTIMIZERS if numbers_of(name)]
 
 
 def build(name, **numbers):
