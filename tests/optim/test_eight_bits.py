@@ -56,10 +56,10 @@ def final_loss(seed, peak, *, small, nudge=0.0, steps=STEPS):
     batches, first = beginning(seed)
     params = jax.tree.map(jnp.array, first)
     opt_state = (Q8 if small else ADAMW).init(params)
-    rate = optim.warmup_stable_decay(peak * (1 + nudge), STEPS)
+    rates = jax.vmap(optim.warmup_stable_decay(peak * (1 + nudge), STEPS))(jnp.arange(STEPS))
     found = []
-    for number, batch in enumerate(batches[:steps]):
-        params, opt_state, loss = step_of(small)(params, opt_state, batch, rate(jnp.asarray(number)))
+    for batch, lr in zip(batches[:steps], rates):
+        params, opt_state, loss = step_of(small)(params, opt_state, batch, lr)
         found.append(loss)
     found = jax.device_get(found)
     return float(np.mean(found[-LAST:])), opt_state
