@@ -29,6 +29,7 @@ def test_a_speed_is_of_the_same_rounds_and_judged_by_the_wall_clock():
     found = {row[0]: row[2:] for row in model_report.verdicts(samples)}
     assert found["lstm / PyTorch eager"] == [">= 0.8", "must", "MISSED"]
     assert found["lstm / PyTorch, compiled"] == [">= 1", "goal", "MISSED"]  # the faster of the two
+    assert model_report.peak(samples) == 8.0
     assert model_report.share(samples, "lstm", "loop", "seconds") == pytest.approx(0.5)
     assert model_report.share(samples, "lstm", "eager", "seconds") == pytest.approx(0.5 / 0.7)
     (row,) = model_report.rows(samples)
