@@ -1,7 +1,7 @@
 """Every optimizer there is, by name: what the contract tests, the parity tests and the benchmarks run over.
 
-A new optimizer is one file in `algorithms/` and one entry here, with its import; `optim.NAME` takes a line for each name
-in `optim/__init__.py`.
+A new optimizer is one file in `algorithms/` and one entry here, with its import; `optim.NAME` takes a line for each
+name in `optim/__init__.py`.
 """
 
 from collections.abc import Callable
