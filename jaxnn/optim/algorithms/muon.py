@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxnn.optim.algorithms.adam import adamw_core
 from jaxnn.optim.algorithms.orthogonalize import NEWTON_SCHULZ, RMS_MATCHED, Orthogonalizer, Scale
 from jaxnn.optim.compose.groups import group, groups
-from jaxnn.optim.compose.matrices import SplitHeads, View, check_split_heads, in_stacks, views
+from jaxnn.optim.compose.matrices import SplitHeads, View, check_split_heads, in_wide_stacks, views
 from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
 from jaxnn.optim.compose.select import Predicate, everything, role
 from jaxnn.optim.compose.stages import stages
@@ -77,16 +77,14 @@ def muon_core(
         # What depends on the shape alone multiplies the stack once, not every leaf.
         whole = all(scale(view.rows, view.cols) == scale(view.cols, view.rows) for view in known)
 
-        def one_shape(g: Array, mu: Array) -> tuple[Array]:
+        def one_shape(g: Array, mu: Array) -> Array:
             u = orthogonalize(momenta(h.momentum, g, mu, nesterov)[1])
-            return (scale(*u.shape[-2:]) * u if whole else u,)
+            return scale(*u.shape[-2:]) * u if whole else u
 
         gs, mus = jax.tree.leaves(grads), jax.tree.leaves(state.mu)
         # Leaf by leaf, as the stack's own would be computed again in each of its slices.
         mu = list(map(mean_of(h.momentum), mus, gs))
-        stacked = in_stacks(one_shape, known, *([view.wide(x) for view, x in zip(known, xs)] for xs in (gs, mus)))
-        found = stacked[0] if stacked else []
-        updates = [view.unwide(u) for view, u in zip(known, found)]
+        updates = in_wide_stacks(one_shape, known, gs, mus)
         if not whole:
             updates = [scale(view.rows, view.cols) * u for view, u in zip(known, updates)]
         structure = jax.tree.structure(grads)

@@ -197,3 +197,36 @@ def in_stacks(
             for i, start in zip(members, where, strict=True):
                 results[k][i] = whole if alone else part(whole, start, known[i].batch)
     return tuple(results)
+
+
+def in_wide_stacks(fn: Callable[..., Array], known: Sequence[View], *operands: Sequence[Array]) -> list[Array]:
+    """`in_stacks` of whole parameters, seen `wide`: arrays of the parameters' shapes in and out.
+
+    Plain matrices that are not transposed lie below each other in their stack as they are, without an operation each to
+    give them a batch's axis.
+
+    Args:
+        fn: `fn(*stacks) -> stack`, all [matrices of a shape, rows, cols], rows <= cols.
+        known: Views.
+        operands: For each view an array of its shape.
+    """
+    results: list[Any] = [None] * len(known)
+    bare = [view.shape == (view.rows, view.cols) and view.rows <= view.cols and not view.pairs for view in known]
+    kinds: dict[Any, list[int]] = {}
+    for i, view in enumerate(known):
+        kind = min(view.rows, view.cols), max(view.rows, view.cols), tuple(x[i].dtype for x in operands)
+        kinds.setdefault(kind, []).append(i)
+    plain = {kind: members for kind, members in kinds.items() if all(bare[i] for i in members)}
+    others = [i for kind, members in kinds.items() if kind not in plain for i in members]
+    wide = ([known[i].wide(x[i]) for i in others] for x in operands)
+    made = in_stacks(lambda *xs: (fn(*xs),), [known[i] for i in others], *wide) if others else ([],)
+    for i, x in zip(others, made[0], strict=True):
+        results[i] = known[i].unwide(x)
+    places = starts(*([rows] * len(members) for (rows, _, _), members in plain.items()))
+    for ((rows, cols, _), members), where in zip(plain.items(), places, strict=True):
+        shape = (len(members), rows, cols)
+        whole = fn(*(jax.lax.reshape(jax.lax.concatenate([x[i] for i in members], 0), shape) for x in operands))
+        whole = jax.lax.reshape(whole, (len(members) * rows, cols))
+        for i, start in zip(members, where, strict=True):
+            results[i] = part(whole, start, rows)
+    return results
