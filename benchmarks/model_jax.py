@@ -176,7 +176,8 @@ def write(name: str, family: Family, path: Path) -> float:
     for kind in ("params", "model_state"):
         weights |= {f"{kind}:{key}": np.asarray(x) for key, x in tree.leaves_by_path(getattr(state, kind)).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **data, **weights)
+    arrays: dict[str, Any] = {**data, **weights}
+    np.savez(path, **arrays)
     step = make_step(task_of(name, family), optim.adamw(LR), parallel.single(), never_empty=True)
     return cost.of(jax.jit(step).trace(abstract(state), abstract(complete(batch))), compile=False).products
 

@@ -10,9 +10,9 @@ Shape suffixes: B examples, T time, E width, H heads, D head width.
 import math
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+import torch  # pyrefly: ignore[missing-import]
+import torch.nn.functional as F  # pyrefly: ignore[missing-import]
+from torch import Tensor, nn  # pyrefly: ignore[missing-import]
 
 from benchmarks.model_families import Family
 

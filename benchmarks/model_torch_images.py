@@ -3,9 +3,9 @@
 Plain modules of torch.nn over images with channels first, as `benchmarks.model_torch`.
 """
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+import torch  # pyrefly: ignore[missing-import]
+import torch.nn.functional as F  # pyrefly: ignore[missing-import]
+from torch import Tensor, nn  # pyrefly: ignore[missing-import]
 
 from benchmarks.model_families import Family
 

@@ -34,8 +34,8 @@ def ours(arm: str, name: str, family: Family, data: Mapping[str, np.ndarray]) ->
 def peers(arm: str, name: str, family: Family, data: Mapping[str, np.ndarray], threads: int) -> Run:
     """`run(steps)` in PyTorch: AdamW with its default settings (one loop over the parameters, neither fused nor foreach
     on CPU), the loss and the model in one compiled function where the arm is "compiled"."""
-    import torch
-    import torch.nn.functional as F
+    import torch  # pyrefly: ignore[missing-import]
+    import torch.nn.functional as F  # pyrefly: ignore[missing-import]
 
     from benchmarks import model_torch
 

@@ -24,7 +24,8 @@ def starts(*lists: Sequence[int]) -> list[list[Start]]:
     Returns:
         Whole numbers, or int32 scalars, which `part` takes.
     """
-    found: list[list[Start]] = [list(itertools.accumulate(sizes, initial=0))[:-1] for sizes in lists]
+    places = [list(itertools.accumulate(sizes, initial=0))[:-1] for sizes in lists]
+    found: list[list[Start]] = [list(part) for part in places]
     if jax.default_backend() != "cpu":
         return found
     runs = []
@@ -36,7 +37,7 @@ def starts(*lists: Sequence[int]) -> list[list[Start]]:
                 runs.append((which, first, count, size, math.isqrt(count - 1) + 1))
             first += count
     tables = [
-        [found[which][first] + size * k for k in range(0, count, base)] + [size * k for k in range(base)]
+        [places[which][first] + size * k for k in range(0, count, base)] + [size * k for k in range(base)]
         for which, first, count, size, base in runs
     ]
     hidden = iter(_hidden([n for table in tables for n in table]))
