@@ -91,7 +91,7 @@ def test_directions_in_eight_bits_are_those_of_float32():
         wanted, found = wanted["w"], found["w"]
         assert float(jnp.linalg.norm(found - wanted) / jnp.linalg.norm(wanted)) < 0.06
         assert float(jnp.vdot(found, wanted) / jnp.vdot(wanted, wanted)) == pytest.approx(1, abs=0.005)
-        assert float(jnp.max(jnp.abs(found))) < 1.2 * float(jnp.max(jnp.abs(wanted)))
+        assert float(jnp.max(jnp.abs(found))) < 1.5 * float(jnp.max(jnp.abs(wanted)))
 
 
 @pytest.mark.parametrize(("rounding", "falls"), [("stochastic", True), ("nearest", False)])
