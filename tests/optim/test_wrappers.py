@@ -98,8 +98,9 @@ def test_hyperball_stays_on_the_sphere_and_moves_by_the_rate():
         w = radius * ahead / np.linalg.norm(ahead)
         np.testing.assert_allclose(after["w"], w, rtol=1e-5, atol=1e-6)
     close([p["b"] for p in path], [p["b"] for p in run(optim.sgd(0.3))[0]])
+    alone = optax.chain(optim.hyperball())
     with pytest.raises(ValueError, match="needs the parameters and a rate beside it"):
-        optax.chain(optim.hyperball()).update(GRADS[0], optim.hyperball().init(PARAMS), PARAMS)
+        alone.update(GRADS[0], alone.init(PARAMS), PARAMS)
 
 
 def test_stacked_layers_have_spheres_of_their_own():

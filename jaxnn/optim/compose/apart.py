@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnn.typing import Array
 
@@ -53,7 +54,7 @@ def part(whole: Array, start: Start, size: int) -> Array:
     """`size` entries from `start`, all of which there are."""
     if isinstance(start, int):
         return jax.lax.slice_in_dim(whole, start, start + size)
-    at = (start, *(0,) * (whole.ndim - 1))
+    at = (start, *(np.int32(0),) * (whole.ndim - 1))  # as `start`, where 64 bits are allowed too
     return jax.lax.dynamic_slice(whole, at, (size, *whole.shape[1:]), allow_negative_indices=False)
 
 

@@ -37,11 +37,12 @@ def hash_bits(shape: tuple[int, ...], *words: Any) -> Array:
 
 
 def dither(shape: tuple[int, ...], step: Any, salt: int) -> Array:
-    """uint32 bits by position and step, spread evenly over the steps at each place and over the places at each step.
+    """uint32 bits by position and step, spread evenly over the steps at each place, as if drawn over the places.
 
     What should go up in a fraction f of its steps does so f n times in n steps, give or take one or two: the error of a
-    slow average stays near that of one rounding. Independent bits would let it wander with the root of their number. As
-    `hash_bits`, they do not depend on how the array is sharded.
+    slow average stays near that of one rounding. Independent bits would let it wander with the root of their number.
+    Over the places they are hashed: a regular pattern of errors in a matrix would be one of low rank, which adds up in
+    its products. As `hash_bits`, they do not depend on how the array is sharded.
 
     Args:
         shape: Shape.
@@ -49,11 +50,10 @@ def dither(shape: tuple[int, ...], step: Any, salt: int) -> Array:
         salt: Of the array: its number among others.
 
     Source:
-        Additive recurrences of badly approximable numbers (Weyl 1916; the golden ratio over places, the root of 3 over
-        steps).
+        Additive recurrences of badly approximable numbers (Weyl 1916; the root of 3).
     """
-    phase = jnp.asarray(step).astype(jnp.uint32) * np.uint32(0xBB67AE85) + np.uint32(salt * 0x6A09E667 & 0xFFFFFFFF)
-    return _index(shape) * np.uint32(0x9E3779B9) + phase
+    places = _mix(_index(shape) + np.uint32(salt * 0x9E3779B9 & 0xFFFFFFFF))
+    return places + jnp.asarray(step).astype(jnp.uint32) * np.uint32(0xBB67AE85)
 
 
 def _index(shape: tuple[int, ...]) -> Array:
