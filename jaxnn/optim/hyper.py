@@ -169,7 +169,8 @@ class Hyperparameters:
         for name, value in given.items():
             if callable(value):
                 try:
-                    first = value(0)
+                    with jax.ensure_compile_time_eval():  # an optimizer may be made inside a function that is traced
+                        first = value(0)
                 except Exception as error:
                     raise ValueError(f"{where}: the schedule of {name} fails at step 0: {error}") from error
                 check_number(where, f"the schedule of {name} at step 0", first, self.domains[name])

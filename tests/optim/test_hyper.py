@@ -127,3 +127,8 @@ def test_domains_are_the_same_object_wherever_they_have_been():
     held = [optim.get(state, "adam.hyper.domains") for state in states]
     assert all(domains is held[0] for domains in held)
     assert repr(held[0]).startswith("Domains(b1: a number in [0, 1), ")
+
+
+def test_a_schedule_may_be_made_where_jax_traces():
+    made = jax.jit(lambda params: optim.hyper(optim.sgd(optim.cosine(1e-2, 10)).init(params)))({"w": jnp.ones(2)})
+    assert float(made["lr"]) == pytest.approx(1e-2)

@@ -77,14 +77,17 @@ def muon_core(
         # What depends on the shape alone multiplies the stack once, not every leaf.
         whole = all(scale(view.rows, view.cols) == scale(view.cols, view.rows) for view in known)
 
-        def one_shape(g: Array, mu: Array) -> Array:
-            u = orthogonalize(momenta(h.momentum, g, mu, nesterov)[1])
+        mixed = mean_of(h.momentum)
+
+        def one_shape(mu: Array, *g: Array) -> Array:
+            u = orthogonalize(mixed(mu, *g) if nesterov else mu)
             return scale(*u.shape[-2:]) * u if whole else u
 
-        gs, mus = jax.tree.leaves(grads), jax.tree.leaves(state.mu)
-        # Leaf by leaf, as the stack's own would be computed again in each of its slices.
-        mu = list(map(mean_of(h.momentum), mus, gs))
-        updates = in_wide_stacks(one_shape, known, gs, mus)
+        gs = jax.tree.leaves(grads)
+        # New momenta leaf by leaf, and then the stack of them: a stack of the old ones would be read after the new ones
+        # took their place, so that each was copied first.
+        mu = list(map(mixed, jax.tree.leaves(state.mu), gs))
+        updates = in_wide_stacks(one_shape, known, mu, *([gs] if nesterov else []))
         if not whole:
             updates = [scale(view.rows, view.cols) * u for view, u in zip(known, updates)]
         structure = jax.tree.structure(grads)
@@ -101,13 +104,6 @@ def mean_of(momentum: Array) -> Callable[[Array, Array], Array]:
         return jax.lax.add(times(momentum, m), times(rest, g if g.dtype == m.dtype else g.astype(m.dtype)))
 
     return mixed
-
-
-def momenta(momentum: Array, g: Array, mu: Array, nesterov: bool) -> tuple[Array, Array]:
-    """The new momentum as a mean, and what is made orthogonal."""
-    mixed = mean_of(momentum)
-    new = mixed(mu, g)
-    return new, mixed(new, g) if nesterov else new
 
 
 def check_matrices(where: str, known: list[View]) -> None:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.optim.algorithms.muon import MATRICES, check_choices, check_matrices, momenta, with_adam
+from jaxnn.optim.algorithms.muon import MATRICES, check_choices, check_matrices, mean_of, with_adam
 from jaxnn.optim.algorithms.orthogonalize import NEWTON_SCHULZ, Orthogonalizer
 from jaxnn.optim.compose.matrices import SplitHeads, check_split_heads, in_stacks, views
 from jaxnn.optim.compose.scaling import full, times
@@ -73,17 +73,18 @@ def normuon_core(
         del extra
         h, hypers = hyper.at(state.hyper)
         known = views(where, grads if params is None else params, split)
+        mixed = mean_of(h.momentum)
+        mu = jax.tree.map(mixed, state.mu, grads)
 
         def one_shape(tall: bool) -> Any:
-            def neurons(g: Array, mu: Array, nu: Array) -> tuple[Array, Array, Array]:
-                mu, ahead = momenta(h.momentum, g, mu, nesterov)
-                x = orthogonalize(ahead)
+            def neurons(g: Array, mu: Array, nu: Array) -> tuple[Array, Array]:
+                x = orthogonalize(mixed(mu, g) if nesterov else mu)
                 inputs = -1 if tall else -2  # a tall matrix lies transposed
                 nu = times(h.b2, nu) + times(1 - h.b2, jnp.mean(jnp.square(jnp.abs(x)), inputs))
                 x = x / jnp.expand_dims(jnp.sqrt(nu) + h.eps.astype(nu.dtype), inputs).astype(x.dtype)
                 mean = jnp.sqrt(jnp.mean(jnp.square(jnp.abs(x)), (-2, -1), keepdims=True))
                 x = times(h.rms, x) / jnp.maximum(mean, jnp.finfo(mean.dtype).tiny).astype(x.dtype)
-                return x, mu, nu
+                return x, nu
 
             return neurons
 
@@ -92,21 +93,20 @@ def normuon_core(
 
         nus = [x.reshape(v.batch, v.cols) for v, x in zip(known, jax.tree.leaves(state.nu))]
         updates: list[Any] = [None] * len(known)
-        mu, nu = list(updates), list(updates)
+        nu = list(updates)
         for tall in (False, True):
             mine = [i for i, view in enumerate(known) if (view.rows > view.cols) == tall]
-            operands = [[xs[i] for i in mine] for xs in (wide(grads), wide(state.mu), nus)]
+            operands = [[xs[i] for i in mine] for xs in (wide(grads), wide(mu), nus)]
             some = [known[i] for i in mine]
-            for found, made in zip((updates, mu, nu), in_stacks(one_shape(tall), some, *operands)):
+            for found, made in zip((updates, nu), in_stacks(one_shape(tall), some, *operands)):
                 for i, x in zip(mine, made):
                     found[i] = x
         structure = jax.tree.structure(grads)
         new = (
             [view.unwide(u) for view, u in zip(known, updates)],
-            [view.unwide(m) for view, m in zip(known, mu)],
             [x.reshape(*view.lead, view.cols) for view, x in zip(known, nu)],
         )
-        updates, mu, nu = (jax.tree.unflatten(structure, leaves) for leaves in new)
+        updates, nu = (jax.tree.unflatten(structure, leaves) for leaves in new)
         return updates, NorMuonState(hypers, mu, nu)
 
     return Transformation(init, update, name="normuon", hyper=hyper)

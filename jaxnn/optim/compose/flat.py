@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +12,9 @@ import optax
 
 from jaxnn import tree
 from jaxnn.optim.compose.apart import part, starts
-from jaxnn.optim.compose.transformation import Context, Transformation, apply_part, check, label
+from jaxnn.optim.compose.transformation import Context, Transformation, apply_part, check, label, walk
 from jaxnn.optim.compose.wrapping import wrap
-from jaxnn.typing import PyTree
+from jaxnn.typing import Array, PyTree
 
 
 class FlatState(NamedTuple):
@@ -29,34 +29,38 @@ class FlatState(NamedTuple):
 
 
 def flat(tx: optax.GradientTransformation) -> Transformation:
-    """Applies an elementwise core once to one vector of all leaves; its state is vectors too.
+    """Applies an elementwise optimizer once to one vector of all leaves; its state is vectors too.
 
-    XLA's time to compile grows with the number of kernels, which an optimizer needs for every leaf: three of AdamW's
-    become one, in any program that the update is part of. The price is that the gradients are copied into the vector,
-    and that the state has no leaf for each parameter: `state_specs` splits it as a whole (by `zero_axis` where that
-    divides its size), a checkpoint of it wants the same leaves in the same order, and `migrate` from a state by leaves
-    begins anew. It is for many small leaves that are replicated; sharded ones would be gathered.
+    XLA's time to compile grows with the instructions and kernels that an optimizer needs for every leaf: of AdamW's
+    three kernels a leaf one is left, which adds its part of the vector, in any program that the update is part of. The
+    price is that gradients (and parameters, where `tx` reads them) are copied into the vector, and that the state has
+    no leaf for each parameter: `state_specs` splits it as a whole (by `zero_axis` where that divides its size), a
+    checkpoint of it wants the same leaves in the same order, and `migrate` from a state by leaves begins anew. It is
+    for many small leaves that are replicated; sharded ones would be gathered.
 
-        optim.stages(adam=optim.flat(optim.adamw_core()), decay=optim.decay(0.01), lr=optim.scale_by_lr(1e-3))
+        optim.flat(optim.adamw(1e-3))  # compiles fastest
+        optim.stages(adam=optim.flat(optim.adamw_core()), decay=optim.decay(0.01, where=matrices), lr=...)
 
     Args:
-        tx: A core of which each element of the update depends on that element of the gradients and the state alone:
-            `adam_core`, `adamw_core`, `sgd_core`, `rmsprop_core`, `adagrad_core`, `lion_core`, `amsgrad_core`,
-            `nadam_core`, `radam_core`, `ademamix_core`. What it is composed with (`stages`, `groups`,
-            `with_state_dtype`) goes around it.
+        tx: A core that treats each element alone: `adam_core`, `adamw_core`, `sgd_core`, `rmsprop_core`,
+            `adagrad_core`, `lion_core`, `amsgrad_core`, `nadam_core`, `radam_core`, `ademamix_core`; or `stages` of
+            such cores, `scale_by_lr`, `clip_by_global_norm` and a `decay` of everything. What asks which leaf an
+            element is of (`groups`, `decay(where=...)`, norms of layers) and `with_state_dtype` go around it.
 
     Raises:
         TypeError: If `tx` is no gradient transformation.
-        ValueError: If `tx` is not known to be elementwise; at init and trace time, if leaves differ in dtype.
+        ValueError: If `tx` is not known to be elementwise; at init and trace time, if leaves differ in dtype, or in
+            the multiplier of a rate or decay inside.
     """
     where = "optim.flat"
     inner = check(where, "tx", tx)
-    if not isinstance(inner, Transformation) or inner.parts or not inner.facts.get("elementwise"):
+    if not isinstance(inner, Transformation) or not inner.facts.get("elementwise"):
         raise ValueError(
-            f"{where}: {label(inner)} is not known to be elementwise, and on one vector it might be another optimizer. "
-            "Give a core like optim.adam_core(), and put flat inside what it is composed with: "
-            "optim.stages(adam=optim.flat(optim.adam_core()), lr=...)."
+            f"{where}: {_culprit(inner)} is not known to be elementwise, and on one vector it might be another "
+            "optimizer. What asks which leaf an element is of (groups, decay(where=...), norms of layers) goes around "
+            "a core that does not: optim.stages(adam=optim.flat(optim.adam_core()), decay=..., lr=...)."
         )
+    reads_params = bool(inner.facts.get("reads_params"))
 
     def init(params: PyTree) -> FlatState:
         sizes = [math.prod(np.shape(p)) for p in jax.tree.leaves(params)]
@@ -65,22 +69,69 @@ def flat(tx: optax.GradientTransformation) -> Transformation:
     def update(
         updates: PyTree, state: FlatState, params: PyTree = None, *, context: Context | None = None, **extra: Any
     ) -> tuple[PyTree, FlatState]:
-        del params
-        dtype = _dtype(where, "gradients", updates)
         leaves, treedef = jax.tree.flatten(updates)
         order = _order([x.size for x in leaves])
-        sizes = [leaves[i].size for i in order]
-        vector = jnp.zeros((0,), dtype)
-        if leaves:
-            vector = jax.lax.concatenate([jax.lax.reshape(leaves[i], (leaves[i].size,)) for i in order], 0)
-        whole, new = apply_part(inner, vector, state.inner, None, context or Context(), extra)
-        (places,) = starts(sizes)
+        vector = _vector(where, "gradients", updates, order)
+        weights = _vector(where, "parameters", params, order) if reads_params and params is not None else None
+        whole, new = apply_part(inner, vector, state.inner, weights, _of_vector(where, inner, context), extra)
+        (places,) = starts([leaves[i].size for i in order])
         found: list[Any] = [None] * len(leaves)
-        for i, start, size in zip(order, places, sizes, strict=True):
-            found[i] = jax.lax.reshape(part(whole, start, size), leaves[i].shape)
+        for i, start in zip(order, places, strict=True):
+            found[i] = jax.lax.reshape(part(whole, start, leaves[i].size), leaves[i].shape)
         return jax.tree.unflatten(treedef, found), FlatState(new)
 
     return wrap("flat", inner, init, update)
+
+
+def _culprit(tx: optax.GradientTransformation) -> str:
+    """The innermost part that keeps a transformation from being elementwise, by its place and name."""
+    path, part_ = next(
+        (
+            (path, inner)
+            for path, inner in reversed(list(walk(tx)))
+            if not (isinstance(inner, Transformation) and inner.facts.get("elementwise"))
+        ),
+        ("", tx),
+    )
+    return f"{path!r} ({label(part_)})" if path else label(part_)
+
+
+def _vector(where: str, what: str, values: PyTree, order: Sequence[int]) -> Array:
+    """All leaves in one vector, in that order."""
+    dtype = _dtype(where, what, values)
+    leaves = jax.tree.leaves(values)
+    if not leaves:
+        return jnp.zeros((0,), dtype)
+    return jax.lax.concatenate([jax.lax.reshape(leaves[i], (leaves[i].size,)) for i in order], 0)
+
+
+def _of_vector(where: str, inner: Transformation, context: Context | None) -> Context:
+    """What the vector's optimizer is told: of the leaves' multipliers the one that all of them share.
+
+    Raises:
+        ValueError: Naming two leaves that differ, if a rate or a decay would be multiplied.
+    """
+    told = context or Context()
+    asked = {
+        "lr_multipliers": any("lr_in_effect" in facts for facts in _all_facts(inner)),
+        "decay_multipliers": any("after_lr" in facts for facts in _all_facts(inner)),
+    }
+    for kind, is_asked in asked.items():
+        known = tree.leaves_by_path(getattr(told, kind)) if is_asked and getattr(told, kind) is not None else {}
+        first = next(iter(known.items()), None)
+        other = next((path for path, m in known.items() if first is not None and m is not first[1]), None)
+        if first is not None and other is not None:
+            raise ValueError(
+                f"{where}: one vector has one multiplier of its {kind.partition('_')[0]}, and {first[0]!r} and "
+                f"{other!r} are of groups with multipliers of their own. Put flat inside each group: "
+                "optim.groups(NAME=(predicate, optim.flat(...)), ...)."
+            )
+        told = told._replace(**{kind: None if first is None else first[1]})
+    return told
+
+
+def _all_facts(inner: Transformation) -> list[Mapping[str, Any]]:
+    return [part.facts for _, part in walk(inner) if isinstance(part, Transformation)]
 
 
 def _order(sizes: Sequence[int]) -> list[int]:

@@ -131,6 +131,8 @@ CHOICES: dict[str, Callable[[Seen], dict[str, Array]]] = {
     "clip": _clip,  # 1 where the update was clipped: its mean over a window is the share of clipped steps
 }
 
+BY_LEAVES = {"layer_norms", "group_norms"}  # what one vector of all leaves would not show
+
 
 def check_choices(where: str, choices: Any) -> tuple[str, ...]:
     """The chosen metrics.

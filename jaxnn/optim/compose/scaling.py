@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.optim.compose import select
-from jaxnn.optim.compose.transformation import Context, Transformation, known_norm
+from jaxnn.optim.compose.transformation import ELEMENTWISE, READS_PARAMS, Context, Transformation, known_norm
 from jaxnn.optim.hyper import Hyperparameters, Hypers
 from jaxnn.typing import Array, PyTree, Schedule
 
@@ -63,7 +63,7 @@ def clip_by_global_norm(max_norm: float | Schedule) -> Transformation:
         factor = h.max_norm / jnp.maximum(norm, h.max_norm)
         return jax.tree.map(lambda u: times(factor, u), updates), ClipState(hypers, factor)
 
-    facts = {"clip_factor": lambda state: state.factor}
+    facts = {"clip_factor": lambda state: state.factor, **ELEMENTWISE}
     return Transformation(init, update, name="clip_by_global_norm", hyper=hyper, wants_context=True, facts=facts)
 
 
@@ -108,7 +108,7 @@ def scale_by_lr(lr: float | Schedule) -> Transformation:
         peak = getattr(lr, "peak", None)
         return h.lr, None if peak is None else peak * h.lr_multiplier
 
-    facts = {"lr_in_effect": in_effect, "descends": True}
+    facts = {"lr_in_effect": in_effect, "descends": True, **ELEMENTWISE}
     return Transformation(init, update, name="scale_by_lr", hyper=hyper, wants_context=True, facts=facts)
 
 
@@ -187,7 +187,7 @@ def decay(
         rest = () if multipliers is None else (multipliers,)
         return jax.tree.map(one, select.leaves(params), updates, params, *rest), DecayState(hypers)
 
-    facts = {"after_lr": coupling != "lr"}
+    facts = {"after_lr": coupling != "lr", **READS_PARAMS, **(ELEMENTWISE if where is select.everything else {})}
     return Transformation(init, update, name="decay", hyper=hyper, wants_context=True, facts=facts)
 
 

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxnn.optim.compose.measures import Metrics, Seen, check_choices, measure
+from jaxnn.optim.compose.measures import BY_LEAVES, Metrics, Seen, check_choices, measure
 from jaxnn.optim.compose.rates import check_stages
 from jaxnn.optim.compose.stable import stable
-from jaxnn.optim.compose.transformation import Context, Transformation, apply_part, check
+from jaxnn.optim.compose.transformation import ELEMENTWISE, READS_PARAMS, Context, Transformation, apply_part, check
 from jaxnn.typing import PyTree
 
 
@@ -87,4 +87,9 @@ def stages(*, metrics: Sequence[str] = (), **named: optax.GradientTransformation
     for name, part in parts.items():  # one at most
         if isinstance(part, Transformation) and "lr_in_effect" in part.facts:
             facts["lr_in_effect"] = lambda state, n=name, p=part: p.facts["lr_in_effect"](state.stages[n])
+    known = [part.facts if isinstance(part, Transformation) else {} for part in parts.values()]
+    if all(fact.get("elementwise") for fact in known) and not set(chosen) & BY_LEAVES:
+        facts |= ELEMENTWISE
+    if "norms" in chosen or any(fact.get("reads_params") for fact in known):
+        facts |= READS_PARAMS
     return Transformation(init, update, name="stages", parts=parts, wants_context=True, facts=facts)

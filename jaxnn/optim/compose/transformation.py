@@ -34,9 +34,11 @@ class Context(NamedTuple):
     norm: tuple[tuple[Any, ...], Array] | None = None
 
 
-# Of a core: each element of the update and of the state depends on the same element of the gradients and of the state
-# before alone, whatever array it is in, and nothing is read from the parameters. Holds for `optim.flat`.
+# Each element of the update and of the state depends on the same element of the gradients, of the state before and,
+# where it reads them, of the parameters, and on sums over all of them, whatever array they are in: one vector of all
+# leaves is to it what the leaves are. `optim.flat` asks.
 ELEMENTWISE: Mapping[str, Any] = {"elementwise": True}
+READS_PARAMS: Mapping[str, Any] = {"reads_params": True}
 
 
 class Transformation(optax.GradientTransformationExtraArgs):

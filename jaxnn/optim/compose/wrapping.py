@@ -47,8 +47,9 @@ def wrap(
 
 
 def _facts(inner: optax.GradientTransformation) -> dict[str, Any]:
-    """The facts of what is wrapped, for the wrapper's state."""
+    """The facts of what is wrapped, for the wrapper's state; one of elementwise things need not be elementwise."""
     facts = dict(inner.facts) if isinstance(inner, Transformation) else {}
+    facts.pop("elementwise", None)
 
     def through(fn: Callable[..., Any]) -> Callable[..., Any]:
         return lambda state, *rest: fn(state.inner, *rest)
