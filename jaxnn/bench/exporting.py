@@ -1,5 +1,6 @@
 """Results in the JSON of other tools: pytest-benchmark, google-benchmark, asv."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,11 @@ def _seconds(measurement: Measurement) -> np.ndarray:
     return np.array([block.seconds("wall") for block in measurement.blocks])
 
 
+def _bound(end: float) -> float | None:
+    """An interval's end; None where it has none, as JSON has no infinity."""
+    return end if math.isfinite(end) else None
+
+
 def _pytest(measurements: dict[str, Measurement], where: dict[str, Any]) -> dict[str, Any]:
     rows = []
     for name, m in measurements.items():
@@ -61,7 +67,7 @@ def _pytest(measurements: dict[str, Measurement], where: dict[str, Any]) -> dict
             "data": [float(v) for v in x],
             "iterations": len(m.blocks[0].calls_ns),
         }
-        extra = {"interval": [m.interval.low, m.interval.high], "program": m.compile.program}
+        extra = {"interval": [_bound(m.interval.low), _bound(m.interval.high)], "program": m.compile.program}
         options = {"disable_gc": True, "timer": "perf_counter_ns", "warmup": True}
         row = {"group": None, "name": name, "fullname": name, "params": None, "param": None}
         rows.append(row | {"extra_info": extra, "options": options, "stats": stats})
@@ -110,7 +116,7 @@ def _asv(measurements: dict[str, Measurement], where: dict[str, Any]) -> dict[st
     for name, m in measurements.items():
         x = _seconds(m)
         first, median, third = (float(q) for q in np.quantile(x, [0.25, 0.5, 0.75]))
-        ends = [[m.interval.low], [m.interval.high]]
+        ends = [[_bound(m.interval.low)], [_bound(m.interval.high)]]
         rows[name] = [[median], [], m.compile.program, *ends, [first], [third], [[float(v) for v in x]]]
     return {
         "version": 2,

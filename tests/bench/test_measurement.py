@@ -39,8 +39,8 @@ def spin(seconds):
 
 
 def slopes(work):
-    """Milliseconds of wall and CPU time more for four milliseconds more of work, of the least disturbed blocks."""
-    short, long = blocks(lambda: work(0.001)), blocks(lambda: work(0.005))
+    """Milliseconds of wall and CPU time more for twenty milliseconds more of work, of the least disturbed blocks."""
+    short, long = blocks(lambda: work(0.001)), blocks(lambda: work(0.021))
     return [1e3 * (min(b.seconds(c) for b in long) - min(b.seconds(c) for b in short)) for c in ("wall", "cpu")]
 
 
@@ -48,17 +48,17 @@ def test_a_sleep_is_in_wall_time_and_not_in_cpu_time():
     # Tried up to three times: on two busy cores even the best of four blocks can lie far off.
     for _ in range(3):
         wall, cpu = slopes(time.sleep)
-        if 3.2 < wall < 5.5 and abs(cpu) < 1:
+        if 16 < wall < 30 and abs(cpu) < 5:
             return
-    pytest.fail(f"4 ms more of sleep: {wall:.2f} ms of wall time, {cpu:.2f} ms of CPU time")
+    pytest.fail(f"20 ms more of sleep: {wall:.2f} ms of wall time, {cpu:.2f} ms of CPU time")
 
 
 def test_a_spin_is_in_both():
     for _ in range(3):
         wall, cpu = slopes(spin)
-        if 3.2 < cpu < 5 and wall > 3:
+        if 16 < cpu < 25 and wall > 15:
             return
-    pytest.fail(f"4 ms more of spinning: {wall:.2f} ms of wall time, {cpu:.2f} ms of CPU time")
+    pytest.fail(f"20 ms more of spinning: {wall:.2f} ms of wall time, {cpu:.2f} ms of CPU time")
 
 
 def test_measure(dial):

@@ -1,6 +1,8 @@
 """Results survive a file, bad files say what is wrong with them, old programs run again, other tools can read."""
 
+import dataclasses
 import json
+import math
 import subprocess
 import sys
 
@@ -11,7 +13,7 @@ import pytest
 from jax.experimental import io_callback
 
 from jaxnn import bench
-from jaxnn.bench import BenchError, schema
+from jaxnn.bench import BenchError, exporting, schema
 
 
 @pytest.fixture
@@ -99,6 +101,17 @@ def test_exports_carry_the_samples(tmp_path, measurement):
         json.dumps(bench.export(found, format), allow_nan=False)
     with pytest.raises(BenchError, match="no format 'csv'"):
         bench.export(found, "csv")
+
+
+def test_an_interval_without_bounds_is_exported_as_none(tmp_path, measurement):
+    unbounded = dataclasses.replace(measurement, interval=bench.Interval(-math.inf, math.inf, 0.95))
+    bench.save(tmp_path / "r.json", [unbounded])
+    found = bench.load(tmp_path / "r.json")
+    assert found.measurements()["small"].interval == unbounded.interval
+    exported = {f: json.loads(json.dumps(bench.export(found, f), allow_nan=False)) for f in exporting.FORMATS}
+    assert exported["pytest-benchmark"]["benchmarks"][0]["extra_info"]["interval"] == [None, None]
+    row = dict(zip(exported["asv"]["result_columns"], exported["asv"]["results"]["small"]))
+    assert row["stats_ci_99_a"] == row["stats_ci_99_b"] == [None]
 
 
 def state(key):
