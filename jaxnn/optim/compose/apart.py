@@ -1,7 +1,8 @@
-"""An array taken apart along its first axis, in a program that compiles fast.
+"""Arrays joined along their first axis, and one taken apart again, in a program that compiles fast.
 
 XLA's CPU compiler compiles equal kernels once, and slices that start at different constants are different kernels:
 taking a stack of 96 matrices apart takes 2 s to compile, and 0.2 s where the starts are numbers that it cannot know.
+A kernel that joins 3,000 arrays takes 3.9 s; 50 equal ones that join 60, and one that joins these, 1.4 s.
 """
 
 import itertools
@@ -48,6 +49,19 @@ def starts(*lists: Sequence[int]) -> list[list[Start]]:
         for k in range(count):
             found[which][first + k] = jax.lax.add(high[k // base], low[k % base])
     return found
+
+
+_BUNCH = 64  # parts that one kernel joins
+
+
+def joined(parts: Sequence[Array]) -> Array:
+    """The parts below each other; many of them in bunches first, which costs a second copy."""
+    parts = list(parts)
+    if len(parts) > _BUNCH and jax.default_backend() == "cpu":
+        bunches = [parts[i : i + _BUNCH] for i in range(0, len(parts), _BUNCH)]
+        # Behind a barrier, as the compiler would make one kernel of it again.
+        parts = list(jax.lax.optimization_barrier([jax.lax.concatenate(bunch, 0) for bunch in bunches]))
+    return jax.lax.concatenate(parts, 0)
 
 
 def part(whole: Array, start: Start, size: int) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jaxnn import tree
-from jaxnn.optim.compose.apart import part, starts
+from jaxnn.optim.compose.apart import joined, part, starts
 from jaxnn.optim.compose.transformation import Context, Transformation, apply_part, check, label, walk
 from jaxnn.optim.compose.wrapping import wrap
 from jaxnn.typing import Array, PyTree
@@ -102,7 +102,7 @@ def _vector(where: str, what: str, values: PyTree, order: Sequence[int]) -> Arra
     leaves = jax.tree.leaves(values)
     if not leaves:
         return jnp.zeros((0,), dtype)
-    return jax.lax.concatenate([jax.lax.reshape(leaves[i], (leaves[i].size,)) for i in order], 0)
+    return joined([jax.lax.reshape(leaves[i], (leaves[i].size,)) for i in order])
 
 
 def _of_vector(where: str, inner: Transformation, context: Context | None) -> Context:
