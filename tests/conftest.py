@@ -47,6 +47,7 @@ _set_environment()
 
 import jax  # noqa: E402
 
+SLOW = ROOT / "tests" / "slow.txt"  # tests that took three seconds of a cold, busy core: see CONTRIBUTING.md
 _TRACE = "/jax/core/compile/jaxpr_trace_duration"
 _COMPILE = "/jax/core/compile/backend_compile_duration"
 
@@ -80,6 +81,15 @@ def _count_compiles() -> Iterator[Compilations]:
         yield seen
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that `slow.txt` lists, before `-m` chooses."""
+    listed = frozenset(SLOW.read_text().splitlines())
+    for item in items:
+        if item.nodeid in listed:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -1,5 +1,8 @@
 """The counter behind "nothing was compiled": a counter that never counts would pass every such test."""
 
+import ast
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -41,3 +44,16 @@ def test_tracing_alone_is_not_a_compilation(count_compiles):
 
 def test_there_are_eight_devices(devices8):
     assert {d.platform for d in devices8} == {"cpu"}
+
+
+def test_every_test_that_is_listed_as_slow_is_there():
+    root = pathlib.Path(__file__).parent
+    lines = (root / "slow.txt").read_text().splitlines()
+    assert lines == sorted(set(lines))
+    files = {path: ast.parse((root.parent / path).read_text()) for path in {line.split("::")[0] for line in lines}}
+    names = {
+        path: {node.name for node in ast.walk(module) if isinstance(node, ast.FunctionDef)}
+        for path, module in files.items()
+    }
+    lost = [line for line in lines if line.split("[")[0].split("::")[-1] not in names[line.split("::")[0]]]
+    assert not lost
