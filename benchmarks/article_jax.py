@@ -17,8 +17,7 @@ import numpy as np
 import optax
 
 from benchmarks.article_programs import CACHE, Program, accuracy
-from jaxnn import data as sources
-from jaxnn import losses, models, parallel, train
+from jaxnn import data as sources, losses, models, parallel, train
 from jaxnn.train import session
 
 BLOCK_STEPS = 2048

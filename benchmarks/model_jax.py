@@ -12,8 +12,7 @@ import jax
 import numpy as np
 
 from benchmarks.model_families import LR, Family, examples
-from jaxnn import core, cost, losses, models, optim, parallel, rng, tree
-from jaxnn import data as sources
+from jaxnn import core, cost, data as sources, losses, models, optim, parallel, rng, tree
 from jaxnn.bench import probes
 from jaxnn.core.state import State, abstract, complete
 from jaxnn.core.step import check_step, dispatch_steps, make_chunk, make_step, trace_step

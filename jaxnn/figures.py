@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxnn.report import _INK as INK
-from jaxnn.report import canvas, curve
+from jaxnn.report import _INK as INK, canvas, curve
 from jaxnn.tree import describe
 
 if TYPE_CHECKING:

@@ -16,29 +16,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxnn.bench.case import Case as Case
     from jaxnn.bench.collect import benchmark as benchmark
-    from jaxnn.bench.comparison import Comparison as Comparison
-    from jaxnn.bench.comparison import compare as compare
+    from jaxnn.bench.comparison import Comparison as Comparison, compare as compare
     from jaxnn.bench.explaining import explain as explain
     from jaxnn.bench.exporting import export as export
     from jaxnn.bench.guards import BenchError as BenchError
-    from jaxnn.bench.measurement import Failure as Failure
-    from jaxnn.bench.measurement import Measurement as Measurement
-    from jaxnn.bench.measurement import measure as measure
-    from jaxnn.bench.measurement import measure_all as measure_all
-    from jaxnn.bench.probes import Peaks as Peaks
-    from jaxnn.bench.probes import peaks as peaks
-    from jaxnn.bench.profiling import device_times as device_times
-    from jaxnn.bench.profiling import op_table as op_table
-    from jaxnn.bench.replaying import record as record
-    from jaxnn.bench.replaying import replay as replay
+    from jaxnn.bench.measurement import (
+        Failure as Failure,
+        Measurement as Measurement,
+        measure as measure,
+        measure_all as measure_all,
+    )
+    from jaxnn.bench.probes import Peaks as Peaks, peaks as peaks
+    from jaxnn.bench.profiling import device_times as device_times, op_table as op_table
+    from jaxnn.bench.replaying import record as record, replay as replay
     from jaxnn.bench.roofline import Roofline as Roofline
-    from jaxnn.bench.schema import Results as Results
-    from jaxnn.bench.schema import load as load
-    from jaxnn.bench.schema import save as save
+    from jaxnn.bench.schema import Results as Results, load as load, save as save
     from jaxnn.bench.statistics import Interval as Interval
-    from jaxnn.bench.sweeping import Fit as Fit
-    from jaxnn.bench.sweeping import Sweep as Sweep
-    from jaxnn.bench.sweeping import sweep as sweep
+    from jaxnn.bench.sweeping import Fit as Fit, Sweep as Sweep, sweep as sweep
 
 _HOMES = {
     "BenchError": "guards",

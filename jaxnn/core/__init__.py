@@ -5,13 +5,13 @@ and write any loop around it.
 """
 
 from jaxnn.core.init import roles as roles
-from jaxnn.core.precision import Precision as Precision
-from jaxnn.core.precision import in_precision as in_precision
+from jaxnn.core.precision import Precision as Precision, in_precision as in_precision
 from jaxnn.core.settings import Step as Step
-from jaxnn.core.state import State as State
-from jaxnn.core.state import init_state as init_state
+from jaxnn.core.state import State as State, init_state as init_state
 from jaxnn.core.step import make_train_step as make_train_step
-from jaxnn.core.task import Task as Task
-from jaxnn.core.task import from_functions as from_functions
-from jaxnn.core.task import from_nnx as from_nnx
-from jaxnn.core.task import supervised as supervised
+from jaxnn.core.task import (
+    Task as Task,
+    from_functions as from_functions,
+    from_nnx as from_nnx,
+    supervised as supervised,
+)

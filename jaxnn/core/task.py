@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxnn import metrics as metrics_room
-from jaxnn import rng, tree
+from jaxnn import metrics as metrics_room, rng, tree
 from jaxnn.core import display
 from jaxnn.core.parts import given_whole, read_all, reading_modules, reads_parts
 from jaxnn.core.precision import computes, follows

@@ -5,12 +5,9 @@ scan's body times its length, the largest branch of a condition, a manual region
 listed, never guessed.
 """
 
-from jaxnn.cost.collectives import Collective as Collective
-from jaxnn.cost.collectives import collectives as collectives
+from jaxnn.cost.collectives import Collective as Collective, collectives as collectives
 from jaxnn.cost.lifetimes import gathered_alive as gathered_alive
-from jaxnn.cost.memory import Memory as Memory
-from jaxnn.cost.memory import memory as memory
+from jaxnn.cost.memory import Memory as Memory, memory as memory
 from jaxnn.cost.result import Cost as Cost
-from jaxnn.cost.source import Line as Line
-from jaxnn.cost.source import by_source as by_source
+from jaxnn.cost.source import Line as Line, by_source as by_source
 from jaxnn.cost.tracing import of as of

@@ -14,47 +14,39 @@ predictions down. Whatever has `__len__`, `take` and `resident` is a source too 
 
 from jaxnn.data import order as order
 from jaxnn.data.arrays import Arrays as Arrays
-from jaxnn.data.bucketing import bucketed as bucketed
-from jaxnn.data.bucketing import epoch_order as epoch_order
-from jaxnn.data.cifar import cifar as cifar
-from jaxnn.data.cifar import cifar_names as cifar_names
-from jaxnn.data.cifar import is_cifar as is_cifar
-from jaxnn.data.cifar import read_cifar as read_cifar
+from jaxnn.data.bucketing import bucketed as bucketed, epoch_order as epoch_order
+from jaxnn.data.cifar import cifar as cifar, cifar_names as cifar_names, is_cifar as is_cifar, read_cifar as read_cifar
 from jaxnn.data.delimited import CSVFormat as CSVFormat
 from jaxnn.data.digits import digits as digits
 from jaxnn.data.exporting import write_csv as write_csv
 from jaxnn.data.found import stdlib_files as stdlib_files
-from jaxnn.data.idx import mnist as mnist
-from jaxnn.data.idx import read_idx as read_idx
-from jaxnn.data.image_transforms import random_resized_crop as random_resized_crop
-from jaxnn.data.image_transforms import resize as resize
-from jaxnn.data.images import ImageFiles as ImageFiles
-from jaxnn.data.images import ImageFolder as ImageFolder
+from jaxnn.data.idx import mnist as mnist, read_idx as read_idx
+from jaxnn.data.image_transforms import random_resized_crop as random_resized_crop, resize as resize
+from jaxnn.data.images import ImageFiles as ImageFiles, ImageFolder as ImageFolder
 from jaxnn.data.indexed import Indexed as Indexed
-from jaxnn.data.loader import Loader as Loader
-from jaxnn.data.loader import host_batch as host_batch
-from jaxnn.data.loader import process_slice as process_slice
-from jaxnn.data.mixtures import cutmix as cutmix
-from jaxnn.data.mixtures import mixup as mixup
-from jaxnn.data.packing import Packed as Packed
-from jaxnn.data.packing import masked_tokens as masked_tokens
-from jaxnn.data.readers import Texts as Texts
-from jaxnn.data.readers import read_imdb as read_imdb
-from jaxnn.data.readers import read_jsonl as read_jsonl
-from jaxnn.data.readers import read_parallel as read_parallel
-from jaxnn.data.readers import read_text_folder as read_text_folder
+from jaxnn.data.loader import Loader as Loader, host_batch as host_batch, process_slice as process_slice
+from jaxnn.data.mixtures import cutmix as cutmix, mixup as mixup
+from jaxnn.data.packing import Packed as Packed, masked_tokens as masked_tokens
+from jaxnn.data.readers import (
+    Texts as Texts,
+    read_imdb as read_imdb,
+    read_jsonl as read_jsonl,
+    read_parallel as read_parallel,
+    read_text_folder as read_text_folder,
+)
 from jaxnn.data.tabular import CSV as CSV
-from jaxnn.data.text import TextFiles as TextFiles
-from jaxnn.data.text import scoring_windows as scoring_windows
-from jaxnn.data.tokenizers import Encoded as Encoded
-from jaxnn.data.tokenizers import Sentences as Sentences
-from jaxnn.data.tokenizers import Tokenizer as Tokenizer
-from jaxnn.data.transforms import mapped as mapped
-from jaxnn.data.transforms import normalize as normalize
-from jaxnn.data.transforms import one_hot as one_hot
-from jaxnn.data.transforms import random_crop_flip as random_crop_flip
-from jaxnn.data.verses import Verse as Verse
-from jaxnn.data.verses import number_verses as number_verses
-from jaxnn.data.verses import read_verses as read_verses
-from jaxnn.data.verses import split_chapters as split_chapters
-from jaxnn.data.verses import write_verses as write_verses
+from jaxnn.data.text import TextFiles as TextFiles, scoring_windows as scoring_windows
+from jaxnn.data.tokenizers import Encoded as Encoded, Sentences as Sentences, Tokenizer as Tokenizer
+from jaxnn.data.transforms import (
+    mapped as mapped,
+    normalize as normalize,
+    one_hot as one_hot,
+    random_crop_flip as random_crop_flip,
+)
+from jaxnn.data.verses import (
+    Verse as Verse,
+    number_verses as number_verses,
+    read_verses as read_verses,
+    split_chapters as split_chapters,
+    write_verses as write_verses,
+)

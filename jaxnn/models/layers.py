@@ -17,13 +17,21 @@ from jax import lax
 
 from jaxnn import lookups, tree
 from jaxnn.models.batch_norm import BatchNorm as BatchNorm
-from jaxnn.models.declared import Declared as Declared
-from jaxnn.models.declared import Initializer as Initializer
-from jaxnn.models.declared import along_last as along_last
-from jaxnn.models.declared import declare as declare
-from jaxnn.models.pooling import Form, check_images, choose_form, pair, window_slices
-from jaxnn.models.pooling import avg_pool as avg_pool
-from jaxnn.models.pooling import max_pool as max_pool
+from jaxnn.models.declared import (
+    Declared as Declared,
+    Initializer as Initializer,
+    along_last as along_last,
+    declare as declare,
+)
+from jaxnn.models.pooling import (
+    Form,
+    avg_pool as avg_pool,
+    check_images,
+    choose_form,
+    max_pool as max_pool,
+    pair,
+    window_slices,
+)
 from jaxnn.models.products import matmul as matmul
 from jaxnn.typing import Array
 

@@ -12,31 +12,34 @@ import jax
 from jax.sharding import PartitionSpec
 
 from jaxnn.parallel import layout
-from jaxnn.parallel.beats import beat as beat
-from jaxnn.parallel.beats import rest as rest
-from jaxnn.parallel.devices import compilation_cache as compilation_cache
-from jaxnn.parallel.devices import force_host_devices as force_host_devices
-from jaxnn.parallel.devices import select
+from jaxnn.parallel.beats import beat as beat, rest as rest
+from jaxnn.parallel.devices import (
+    compilation_cache as compilation_cache,
+    force_host_devices as force_host_devices,
+    select,
+)
 from jaxnn.parallel.fsdp import fsdp as fsdp
-from jaxnn.parallel.members import Members as Members
-from jaxnn.parallel.members import members as members
+from jaxnn.parallel.members import Members as Members, members as members
 from jaxnn.parallel.mesh import mesh as mesh
 from jaxnn.parallel.partitioned import Partitioned as Partitioned
-from jaxnn.parallel.placing import batch_part as batch_part
-from jaxnn.parallel.placing import fetch as fetch
-from jaxnn.parallel.placing import place as place
-from jaxnn.parallel.placing import place_batch_rows as place_batch_rows
-from jaxnn.parallel.placing import process_count as process_count
-from jaxnn.parallel.placing import process_index as process_index
+from jaxnn.parallel.placing import (
+    batch_part as batch_part,
+    fetch as fetch,
+    place as place,
+    place_batch_rows as place_batch_rows,
+    process_count as process_count,
+    process_index as process_index,
+)
 from jaxnn.parallel.pmap import Pmap as Pmap
-from jaxnn.parallel.processes import agree as agree
-from jaxnn.parallel.processes import gather as gather
-from jaxnn.parallel.processes import initialize as initialize
-from jaxnn.parallel.processes import leave as leave
-from jaxnn.parallel.processes import meet as meet
-from jaxnn.parallel.processes import numbers as numbers
-from jaxnn.parallel.replicate import Replicate as Replicate
-from jaxnn.parallel.replicate import data_mesh
+from jaxnn.parallel.processes import (
+    agree as agree,
+    gather as gather,
+    initialize as initialize,
+    leave as leave,
+    meet as meet,
+    numbers as numbers,
+)
+from jaxnn.parallel.replicate import Replicate as Replicate, data_mesh
 from jaxnn.parallel.sharded import Sharded as Sharded
 from jaxnn.parallel.single import Single as Single
 from jaxnn.parallel.summary import summary as summary

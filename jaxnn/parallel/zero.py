@@ -16,8 +16,7 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 
 from jaxnn import sharding, tree
 from jaxnn.parallel import layout

@@ -20,23 +20,13 @@ Opening a folder loads neither orbax nor tensorboardX; the first save, restore o
 """
 
 from jaxnn.runs.card import write_card as write_card
-from jaxnn.runs.checkpoint import Checkpoints as Checkpoints
-from jaxnn.runs.checkpoint import Restored as Restored
+from jaxnn.runs.checkpoint import Checkpoints as Checkpoints, Restored as Restored
 from jaxnn.runs.comparison import comparison_page as comparison_page
-from jaxnn.runs.environment import fingerprint as fingerprint
-from jaxnn.runs.environment import usage as usage
-from jaxnn.runs.folder import RunFolder as RunFolder
-from jaxnn.runs.folder import config_changes as config_changes
+from jaxnn.runs.environment import fingerprint as fingerprint, usage as usage
+from jaxnn.runs.folder import RunFolder as RunFolder, config_changes as config_changes
 from jaxnn.runs.follower import Follower as Follower
 from jaxnn.runs.journal import Journal as Journal
-from jaxnn.runs.logs import MetricFile as MetricFile
-from jaxnn.runs.logs import TensorBoard as TensorBoard
-from jaxnn.runs.record import Record as Record
-from jaxnn.runs.record import read_record as read_record
-from jaxnn.runs.record import stored_params as stored_params
-from jaxnn.runs.result import Result as Result
-from jaxnn.runs.result import read_result as read_result
-from jaxnn.runs.result import write_result as write_result
-from jaxnn.runs.summary import Section as Section
-from jaxnn.runs.summary import summary_page as summary_page
-from jaxnn.runs.summary import write_summary as write_summary
+from jaxnn.runs.logs import MetricFile as MetricFile, TensorBoard as TensorBoard
+from jaxnn.runs.record import Record as Record, read_record as read_record, stored_params as stored_params
+from jaxnn.runs.result import Result as Result, read_result as read_result, write_result as write_result
+from jaxnn.runs.summary import Section as Section, summary_page as summary_page, write_summary as write_summary

@@ -15,8 +15,7 @@ import jax
 import numpy as np
 
 from jaxnn import parallel, tree
-from jaxnn.core import State
-from jaxnn.core import step as core_step
+from jaxnn.core import State, step as core_step
 from jaxnn.data import Loader, epoch_order, host_batch, order
 from jaxnn.data.bucketing import batch_lengths
 from jaxnn.typing import Mean, Resident, Source, Strategy

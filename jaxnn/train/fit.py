@@ -11,8 +11,7 @@ import optax
 from jaxnn import bench, optim, parallel, tree
 from jaxnn.core import Step, Task, roles
 from jaxnn.runs import write_summary
-from jaxnn.train import population as populations
-from jaxnn.train import resumed
+from jaxnn.train import population as populations, resumed
 from jaxnn.train.hooks import Hook
 from jaxnn.train.prepare import Prepared, prepare
 from jaxnn.train.profile import Profile

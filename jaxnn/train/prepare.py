@@ -18,8 +18,7 @@ from jaxnn.core.step import dispatch_steps, make_step
 from jaxnn.data import host_batch, order
 from jaxnn.data.bucketing import batch_lengths, counted
 from jaxnn.runs import RunFolder
-from jaxnn.train import beginning, checks, engine, folders, setting_checks, together, values
-from jaxnn.train import population as populations
+from jaxnn.train import beginning, checks, engine, folders, population as populations, setting_checks, together, values
 from jaxnn.train.evaluation import evaluate
 from jaxnn.train.hooks import Evaluate, Hook, Plan, StopOnNonFinite, direction
 from jaxnn.train.run import Checkpointing, Conditions, Dispatch, Log

@@ -8,8 +8,7 @@ import optax
 import pytest
 
 from jaxnn import core, losses, models, optim, parallel, rng, tree
-from jaxnn.core import host
-from jaxnn.core import init as core_init
+from jaxnn.core import host, init as core_init
 from jaxnn.core.state import complete
 
 RAW = np.array([3, 4_000_000_000], np.uint32)

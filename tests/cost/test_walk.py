@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, PartitionSpec as P
 
 from jaxnn import cost
 from jaxnn.cost import trips

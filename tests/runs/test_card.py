@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from jaxnn import report, runs
-from jaxnn.runs import card as card_module
-from jaxnn.runs import result as result_module
+from jaxnn.runs import card as card_module, result as result_module
 from jaxnn.runs.card import spread
 
 PARAMS = {"w": np.zeros((3, 2), np.float32)}

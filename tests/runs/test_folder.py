@@ -10,8 +10,7 @@ import sys
 import pytest
 
 from jaxnn import runs
-from jaxnn.runs import folder as folder_module
-from jaxnn.runs import lock
+from jaxnn.runs import folder as folder_module, lock
 
 CONFIG = {"steps": 10, "model": {"width": 8, "layers": (2, 3)}, "lr": 1e-3, "out": None}
 

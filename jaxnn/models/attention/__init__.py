@@ -6,10 +6,10 @@ stores nothing that grows with T times S, and `jax.nn.dot_product_attention` ser
 generation, `attention_weights` for pictures. Positions are `rotary`, `alibi_slopes` and tables of `relative` ones.
 """
 
-from jaxnn.models.attention.cached import Cache as Cache
-from jaxnn.models.attention.cached import cached_attention as cached_attention
-from jaxnn.models.attention.call import attention as attention
-from jaxnn.models.attention.call import attention_weights as attention_weights
-from jaxnn.models.attention.positions import RotaryScaling as RotaryScaling
-from jaxnn.models.attention.positions import alibi_slopes as alibi_slopes
-from jaxnn.models.attention.positions import rotary as rotary
+from jaxnn.models.attention.cached import Cache as Cache, cached_attention as cached_attention
+from jaxnn.models.attention.call import attention as attention, attention_weights as attention_weights
+from jaxnn.models.attention.positions import (
+    RotaryScaling as RotaryScaling,
+    alibi_slopes as alibi_slopes,
+    rotary as rotary,
+)

@@ -6,5 +6,4 @@ PyTorch's own files are interpreted as data (`pickled`). A new family is a file 
 `folder.KINDS`.
 """
 
-from jaxnn.models.weights.folder import load as load
-from jaxnn.models.weights.folder import save as save
+from jaxnn.models.weights.folder import load as load, save as save

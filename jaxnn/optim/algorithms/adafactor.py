@@ -12,6 +12,7 @@ from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import Transformation
 from jaxnn.optim.hyper import NONNEGATIVE, POSITIVE, Hyperparameters, Hypers, check_number
+from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 
@@ -148,6 +149,7 @@ def rms(x: Array) -> Array:
     return jnp.sqrt(squares / max(x.shape[1] * x.shape[2], 1))
 
 
+@registered(1e-1, "arXiv:1804.04235")
 def adafactor(
     lr: float | Schedule,
     decay_power: float | Schedule = 0.8,

@@ -10,6 +10,7 @@ from jaxnn.optim.compose.scaling import full, scale_by_lr
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import ELEMENTWISE, Transformation
 from jaxnn.optim.hyper import NONNEGATIVE, Hyperparameters, Hypers, check_number
+from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 
@@ -57,6 +58,7 @@ def adagrad_core(eps: float | Schedule = 1e-10, *, initial: float = 0.0) -> Tran
     return Transformation(init, update, name="adagrad", hyper=hyper, facts=ELEMENTWISE)
 
 
+@registered(1e-1, "Duchi et al. 2011, JMLR 12")
 def adagrad(
     lr: float | Schedule,
     eps: float | Schedule = 1e-10,

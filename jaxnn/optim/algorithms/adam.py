@@ -10,6 +10,7 @@ from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import ELEMENTWISE, Transformation
 from jaxnn.optim.hyper import Hyperparameters, Hypers
+from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 
@@ -89,6 +90,7 @@ def squared(g: Array, like: Array) -> Array:
     return size if size.dtype == like.dtype else size.astype(like.dtype)
 
 
+@registered(1e-2, "arXiv:1412.6980")
 def adam(
     lr: float | Schedule,
     b1: float | Schedule = 0.9,
@@ -111,6 +113,7 @@ def adamw_core(
     return adam_core(b1, b2, eps)
 
 
+@registered(1e-2, "arXiv:1711.05101")
 def adamw(
     lr: float | Schedule,
     b1: float | Schedule = 0.9,

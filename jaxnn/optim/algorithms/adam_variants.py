@@ -10,6 +10,7 @@ from jaxnn.optim.compose.scaling import full, scale_by_lr, times
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import ELEMENTWISE, Transformation
 from jaxnn.optim.hyper import NONNEGATIVE, Hyperparameters, Hypers
+from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 
@@ -172,6 +173,7 @@ def radam_core(
     return Transformation(init, update, name="radam", hyper=hyper, facts=ELEMENTWISE)
 
 
+@registered(1e-2, "arXiv:1904.09237")
 def amsgrad(
     lr: float | Schedule,
     b1: float | Schedule = 0.9,
@@ -184,6 +186,7 @@ def amsgrad(
     return stages(amsgrad=amsgrad_core(b1, b2, eps), lr=scale_by_lr(lr), metrics=metrics)
 
 
+@registered(1e-2, "Dozat 2016")
 def nadam(
     lr: float | Schedule,
     b1: float | Schedule = 0.9,
@@ -197,6 +200,7 @@ def nadam(
     return stages(nadam=nadam_core(b1, b2, eps, momentum_decay), lr=scale_by_lr(lr), metrics=metrics)
 
 
+@registered(3e-2, "arXiv:1908.03265")
 def radam(
     lr: float | Schedule,
     b1: float | Schedule = 0.9,

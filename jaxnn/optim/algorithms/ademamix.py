@@ -11,6 +11,7 @@ from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import ELEMENTWISE, Transformation
 from jaxnn.optim.hyper import NONNEGATIVE, Hyperparameters, Hypers
+from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 
@@ -95,6 +96,7 @@ def b3_warmup(b1: float, b3: float, steps: int) -> Schedule:
     return at
 
 
+@registered(3e-3, "arXiv:2409.03137")
 def ademamix(
     lr: float | Schedule,
     b1: float | Schedule = 0.9,

@@ -14,6 +14,7 @@ from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import Transformation
 from jaxnn.optim.hyper import POSITIVE, Hyperparameters, Hypers
+from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 MATRICES = ~select.ndim(0, 1)
@@ -86,6 +87,7 @@ def _scaled(u: Array, size: Array, length: Array) -> Array:
     return ratio.astype(u.dtype) * u
 
 
+@registered(1e-2, "arXiv:1904.00962")
 def lamb(
     lr: float | Schedule,
     b1: float | Schedule = 0.9,
@@ -167,6 +169,7 @@ def lars_core(
     return Transformation(init, update, name="lars", hyper=hyper)
 
 
+@registered(0.1, "arXiv:1708.03888", make=lambda lr: lars(lr, trust=0.02))
 def lars(
     lr: float | Schedule,
     momentum: float | Schedule = 0.9,

@@ -11,6 +11,7 @@ from jaxnn.optim.compose.stable import stable
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import Transformation
 from jaxnn.optim.hyper import check_whole
+from jaxnn.optim.registry import registered
 from jaxnn.typing import Params, PyTree, Schedule
 
 
@@ -54,6 +55,7 @@ def lbfgs_core(memory: int = 10) -> Transformation:
     return Transformation(init, update, name="lbfgs")
 
 
+@registered(1.0, "Liu & Nocedal 1989", needs=("value", "value_fn"), make=lambda lr: lbfgs())
 def lbfgs(
     lr: float | Schedule | None = None, memory: int = 10, *, linesearch_steps: int = 20, metrics: tuple[str, ...] = ()
 ) -> Transformation:

@@ -10,6 +10,7 @@ from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import ELEMENTWISE, Transformation
 from jaxnn.optim.hyper import Hyperparameters, Hypers
+from jaxnn.optim.registry import registered
 from jaxnn.typing import Params, PyTree, Schedule
 
 
@@ -53,6 +54,7 @@ def lion_core(b1: float | Schedule = 0.9, b2: float | Schedule = 0.99) -> Transf
     return Transformation(init, update, name="lion", hyper=hyper, facts=ELEMENTWISE)
 
 
+@registered(3e-3, "arXiv:2302.06675")
 def lion(
     lr: float | Schedule,
     b1: float | Schedule = 0.9,

@@ -14,6 +14,7 @@ from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import Transformation, check, label
 from jaxnn.optim.hyper import NONNEGATIVE, POSITIVE, Hyperparameters, Hypers
+from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 
@@ -82,6 +83,7 @@ def mars_core(
     return Transformation(init, update, name="mars", parts={"inner": inner}, hyper=hyper)
 
 
+@registered(1e-2, "arXiv:2411.10438")
 def mars(
     lr: float | Schedule,
     b1: float | Schedule = 0.95,

@@ -15,6 +15,7 @@ from jaxnn.optim.compose.select import Predicate, everything, role
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import Transformation
 from jaxnn.optim.hyper import Hyperparameters, Hypers
+from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 MATRICES = role("matrix")
@@ -169,6 +170,7 @@ def with_adam(
     return stages(precondition=parts, decay=shrink, lr=scale_by_lr(lr), metrics=metrics)
 
 
+@registered(1e-2, "arXiv:2502.16982")
 def muon(
     lr: float | Schedule,
     momentum: float | Schedule = 0.95,

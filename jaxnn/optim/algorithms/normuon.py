@@ -12,6 +12,7 @@ from jaxnn.optim.compose.scaling import full, times
 from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.transformation import Transformation
 from jaxnn.optim.hyper import NONNEGATIVE, Hyperparameters, Hypers
+from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 
@@ -112,6 +113,7 @@ def normuon_core(
     return Transformation(init, update, name="normuon", hyper=hyper)
 
 
+@registered(1e-2, "arXiv:2510.05491")
 def normuon(
     lr: float | Schedule,
     momentum: float | Schedule = 0.95,

@@ -10,6 +10,7 @@ from jaxnn.optim.compose.scaling import full, times
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import Transformation
 from jaxnn.optim.hyper import POSITIVE, Hyperparameters, Hypers
+from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 
@@ -115,6 +116,7 @@ def prodigy_core(
     return Transformation(init, update, name="prodigy", hyper=hyper, facts={"descends": True})
 
 
+@registered(1.0, "arXiv:2306.06101")
 def prodigy(
     lr: float | Schedule = 1.0,
     b1: float | Schedule = 0.9,

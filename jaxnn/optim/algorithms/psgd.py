@@ -12,6 +12,7 @@ from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import Transformation
 from jaxnn.optim.hyper import POSITIVE, Domain, Hyperparameters, Hypers, check_number, check_whole
+from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 
@@ -208,6 +209,7 @@ def balanced(ql: Array, qr: Array) -> tuple[Array, Array]:
     return ql, qr
 
 
+@registered(1e-2, "arXiv:1512.04202")
 def psgd_kron(
     lr: float | Schedule,
     b1: float | Schedule = 0.9,

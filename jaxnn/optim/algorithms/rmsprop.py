@@ -10,6 +10,7 @@ from jaxnn.optim.compose.scaling import full, scale_by_lr, times
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import ELEMENTWISE, Transformation
 from jaxnn.optim.hyper import Hyperparameters, Hypers
+from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 
@@ -86,6 +87,7 @@ def rmsprop_core(
     return Transformation(init, update, name="rmsprop", hyper=hyper, facts=ELEMENTWISE)
 
 
+@registered(1e-2, "Tieleman & Hinton 2012")
 def rmsprop(
     lr: float | Schedule,
     decay: float | Schedule = 0.99,

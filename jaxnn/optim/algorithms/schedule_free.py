@@ -16,6 +16,7 @@ from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import Context, Transformation, apply_part, label
 from jaxnn.optim.compose.wrapping import inner_of, wrap
 from jaxnn.optim.hyper import NONNEGATIVE, Domain, Hyperparameters, Hypers
+from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 INTERPOLATION = Domain(low=0, high=1, low_open=True, high_open=True)  # at 0 nothing tells x from y
@@ -157,6 +158,7 @@ def _rectified(lr: Any, b2: Any, eps: Any, weight_decay: Any) -> Transformation:
     return Transformation(init, update, name="rectified_adam", hyper=hyper, facts=facts)
 
 
+@registered(1e-2, "arXiv:2405.15682")
 def schedule_free_sgd(
     lr: float | Schedule,
     b1: float | Schedule = 0.9,
@@ -186,6 +188,7 @@ def schedule_free_sgd(
     return stages(schedule_free=schedule_free(base, b1, r=r, weight_power=weight_power), metrics=metrics)
 
 
+@registered(1e-2, "arXiv:2405.15682")
 def schedule_free_adamw(
     lr: float | Schedule,
     b1: float | Schedule = 0.9,
@@ -210,6 +213,7 @@ def schedule_free_adamw(
     return stages(schedule_free=schedule_free(base, b1, r=r, weight_power=weight_power), metrics=metrics)
 
 
+@registered(5e-2, "arXiv:2405.15682")
 def schedule_free_radam(
     lr: float | Schedule,
     b1: float | Schedule = 0.9,

@@ -9,6 +9,7 @@ from jaxnn.optim.compose.scaling import full, scale_by_lr, times
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import ELEMENTWISE, Transformation
 from jaxnn.optim.hyper import SHARE, Hyperparameters, Hypers
+from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 
@@ -73,6 +74,7 @@ def sgd_core(
     return Transformation(init, update, name="sgd", hyper=hyper, facts=ELEMENTWISE)
 
 
+@registered(1e-3, "Sutskever et al. 2013", make=lambda lr: sgd(lr, 0.9, nesterov=True))
 def sgd(
     lr: float | Schedule,
     momentum: float | Schedule | None = None,

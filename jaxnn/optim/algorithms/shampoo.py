@@ -15,6 +15,7 @@ from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import Context, Transformation, apply_part, check
 from jaxnn.optim.hyper import POSITIVE, SHARE, Hyperparameters, Hypers, check_number, check_whole
+from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 ADAM = adam_core(0.9, 0.999)
@@ -191,6 +192,7 @@ def _ratio(target: Array, x: Array) -> Array:
     return (of / jnp.where(norm > 0, norm, 1) * (norm > 0)).astype(x.dtype)
 
 
+@registered(1e-2, "arXiv:2309.06497")
 def shampoo(
     lr: float | Schedule,
     b1: float | Schedule = 0.9,

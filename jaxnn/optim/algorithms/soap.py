@@ -11,6 +11,7 @@ from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import Transformation
 from jaxnn.optim.hyper import Hyperparameters, Hypers, check_whole
+from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 
@@ -180,6 +181,7 @@ def next_basis(stats: Array, q: Array, nu: Array, axis: int) -> tuple[Array, Arr
     return nu, jnp.linalg.qr(jnp.take_along_axis(product, order[:, None, :], 2))[0]
 
 
+@registered(1e-2, "arXiv:2409.11321")
 def soap(
     lr: float | Schedule,
     b1: float | Schedule = 0.95,

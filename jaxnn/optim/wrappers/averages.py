@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxnn.optim.algorithms.adam import adam
 from jaxnn.optim.compose.evaluated import over
 from jaxnn.optim.compose.scaling import full, times
 from jaxnn.optim.compose.transformation import Transformation, check
 from jaxnn.optim.hyper import DECAY_RATE, NONNEGATIVE, SHARE, Hyperparameters, Hypers, check_whole
+from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 
@@ -58,6 +60,7 @@ def _averaging(name: str, tx: Any, hyper: Hyperparameters, shares: Any) -> Trans
     return Transformation(init, update, name=name, parts={"inner": inner}, hyper=hyper)
 
 
+@registered(1e-2, "Polyak & Juditsky 1992", make=lambda lr: ema(adam(lr)))
 def ema(tx: optax.GradientTransformation, decay: float | Schedule = 0.999) -> Transformation:
     """An exponential average of the parameters beside any optimizer, corrected for its start.
 
@@ -74,6 +77,7 @@ def ema(tx: optax.GradientTransformation, decay: float | Schedule = 0.999) -> Tr
     return _averaging("ema", tx, hyper, lambda h: (h.decay, 1 - h.decay))
 
 
+@registered(1e-2, "arXiv:1803.05407", make=lambda lr: tail_average(adam(lr), 10))
 def tail_average(tx: optax.GradientTransformation, start: int) -> Transformation:
     """The mean of the parameters after every update from number `start` (from 0) on; before it, the parameters.
 
@@ -106,6 +110,7 @@ class LookaheadState(NamedTuple):
         return over(lambda s, p: s.astype(p.dtype), self.slow, params)
 
 
+@registered(1e-2, "arXiv:1907.08610", make=lambda lr: lookahead(adam(lr)))
 def lookahead(tx: optax.GradientTransformation, k: int = 5, alpha: float | Schedule = 0.5) -> Transformation:
     """Slow parameters s that every `k` updates go `alpha` of the way to the fast ones x, which then start from there.
 

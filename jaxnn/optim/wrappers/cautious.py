@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxnn.optim.algorithms.adam import adam_core
 from jaxnn.optim.compose import select
 from jaxnn.optim.compose.rates import descending
-from jaxnn.optim.compose.scaling import full, times
+from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
+from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import Transformation, check
+from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree
 
 
@@ -19,6 +22,13 @@ class CautiousState(NamedTuple):
     inner: PyTree
 
 
+@registered(1e-2, "arXiv:2411.16085", make=lambda lr: stages(adam=cautious(adam_core()), lr=scale_by_lr(lr)))
+@registered(
+    1e-2,
+    "arXiv:2510.12402",
+    name="cautious_decay",
+    make=lambda lr: stages(adam=adam_core(), decay=decay(0.1, cautious=True), lr=scale_by_lr(lr)),
+)
 def cautious(tx: optax.GradientTransformation) -> Transformation:
     """Any direction, where it agrees in sign with the gradient, scaled up for what is left out.
 

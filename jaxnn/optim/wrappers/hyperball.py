@@ -5,9 +5,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxnn.optim.algorithms.adam import adam_core
 from jaxnn.optim.compose import select
-from jaxnn.optim.compose.scaling import full
+from jaxnn.optim.compose.scaling import full, scale_by_lr
+from jaxnn.optim.compose.select import ndim
+from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import Context, Transformation
+from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree
 
 
@@ -17,6 +21,9 @@ class HyperballState(NamedTuple):
     radius: PyTree
 
 
+@registered(
+    1e-2, "arXiv:2606.16899", make=lambda lr: stages(adam=adam_core(), lr=scale_by_lr(lr), ball=hyperball(ndim(2)))
+)
 def hyperball(where: select.Predicate | None = None) -> Transformation:
     """A stage of `stages` after the rate: the direction is normalised, and the result put back on the sphere.
 

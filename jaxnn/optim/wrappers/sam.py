@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from jaxnn import tree
+from jaxnn.optim.algorithms.adam import adam
 from jaxnn.optim.compose.scaling import full, times
 from jaxnn.optim.compose.transformation import Transformation, check
 from jaxnn.optim.hyper import NONNEGATIVE, Hyperparameters, Hypers
+from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree, Schedule
 
 
@@ -20,6 +22,10 @@ class SAMState(NamedTuple):
     inner: PyTree
 
 
+@registered(1e-2, "arXiv:2010.01412", needs=("value_fn",), make=lambda lr: sam(adam(lr)))
+@registered(
+    1e-2, "arXiv:2102.11600", needs=("value_fn",), name="asam", make=lambda lr: sam(adam(lr), 0.5, adaptive=True)
+)
 def sam(tx: optax.GradientTransformation, rho: float | Schedule = 0.05, *, adaptive: bool = False) -> Transformation:
     """Any optimizer on the gradient at x + e, the worst point within `rho` to first order.
 

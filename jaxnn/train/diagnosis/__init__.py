@@ -16,8 +16,7 @@ from jaxnn import bench, runs
 from jaxnn.train import checks
 from jaxnn.train.diagnosis import learning, speed
 from jaxnn.train.diagnosis.probe import Probe
-from jaxnn.train.diagnosis.verdict import Diagnosis as Diagnosis
-from jaxnn.train.diagnosis.verdict import Verdict as Verdict
+from jaxnn.train.diagnosis.verdict import Diagnosis as Diagnosis, Verdict as Verdict
 from jaxnn.train.run import Run
 from jaxnn.typing import Source
 
