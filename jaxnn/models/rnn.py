@@ -168,7 +168,7 @@ class LSTMCell(Cell):
         return nn.sigmoid(o) * jnp.tanh(c), c
 
     def run(self, carry: Carry, gates: Array, valid: Array | None, backward: bool, unroll: int) -> tuple[Carry, Array]:
-        if type(self).step is not LSTMCell.step:
+        if any(getattr(type(self), name) is not getattr(LSTMCell, name) for name in ("step", "recur", "output")):
             return super().run(carry, gates, valid, backward, unroll)
         # Here, as the backward pass is traced when what is in force now no longer is.
         dtype = operand_dtype(self.matmul_dtype, gates, "matmul")

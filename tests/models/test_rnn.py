@@ -136,6 +136,33 @@ def test_a_cell_by_itself_is_one_step_of_the_layer():
     np.testing.assert_array_equal(params["input"]["bias"][3:6], 1)  # forget gates begin open
 
 
+class Forgetful(LSTMCell):
+    """What the state adds is of a subclass's own."""
+
+    def recur(self, h):
+        return 0.5 * super().recur(h)
+
+
+class Inside(LSTMCell):
+    """A layer above sees the other half of the state."""
+
+    @staticmethod
+    def output(carry):
+        return carry[1]
+
+
+@pytest.mark.parametrize("cell", [Forgetful(3), Inside(3)])
+def test_a_layer_does_what_a_subclass_of_the_lstm_says(cell):
+    net = RNN(cell)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)), jnp.float32)
+    params = net.init(jax.random.key(0), x)["params"]
+    y, _ = net.apply({"params": params}, x)
+    carry = cell.initial(2)
+    for t in range(3):
+        carry, out = cell.apply({"params": params["forward_0"]["cell"]}, carry, x[:, t])
+        np.testing.assert_allclose(y[:, t], out, atol=1e-6)
+
+
 def test_dropout_tells_examples_apart_by_their_number_and_spares_the_first_layer():
     net = RNN(SimpleCell(8), layers=2, dropout=0.5)
     x = np.ones((3, 4, 5), np.float32)
