@@ -188,7 +188,9 @@ class Supervisor:
     def run(self) -> int:
         """Runs the job to its end."""
         job = Path(tempfile.mkdtemp(prefix="jaxnn-job-"))
-        old = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        # What is ignored stays so, as behind a shell's `&`.
+        heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+        old = {number: signal.signal(number, self._ask) for number in heard}
         try:
             return self._attempts(job)
         finally:

@@ -11,7 +11,8 @@ from jaxnn import parallel
 class Signals:
     """While open, the first SIGINT or SIGTERM asks for an orderly end; the second interrupts at once.
 
-    Only the main thread may set handlers: in another one nothing changes, and signals go where they went.
+    Only the main thread may set handlers: in another one nothing changes, and signals go where they went. A signal that
+    is ignored stays so: whoever put the process behind a shell's `&` does not mean it with a Ctrl-C.
     """
 
     def __init__(self) -> None:
@@ -24,6 +25,8 @@ class Signals:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 # A subinterpreter's main thread may not set any either.
                 with contextlib.suppress(ValueError):
                     self._old[number] = signal.signal(number, self._receive)

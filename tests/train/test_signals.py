@@ -1,6 +1,8 @@
 """Signals as requests: the first is kept, the second interrupts, and whatever was set before is set again."""
 
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -20,7 +22,7 @@ def restored():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_is_a_request_and_the_second_interrupts(number):
-    before = signal.getsignal(signal.SIGINT)  # a shell starts what stands behind & with SIGINT ignored
+    before = signal.getsignal(signal.SIGINT)
     with Signals() as signals:
         assert signals.received is None
         signal.raise_signal(number)
@@ -76,3 +78,33 @@ def test_in_another_thread_nothing_changes():
     thread.start()
     thread.join()
     assert inside == [before]
+
+
+IGNORING = """
+import signal
+import numpy as np, optax
+from jaxnn import data, losses, models, train
+
+class Raises(train.Hook):
+    def every(self, plan):
+        return 1
+
+    def act(self, at):
+        signal.raise_signal(signal.SIGINT if at.step == 1 else signal.SIGTERM)
+
+task = train.supervised(models.MLP((1,)), losses.mse)
+source = data.Arrays(np.ones((4, 1)), np.ones((4, 1)))
+try:
+    train.fit(task, optax.sgd(0.1), source, batch_size=4, steps=5, hooks=[Raises()], log=train.Log(progress=False))
+except train.Interrupted as interrupted:
+    print(interrupted, signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
+"""
+
+
+def test_what_a_process_ignores_from_its_start_stays_ignored():
+    """A shell starts what stands behind & so: a Ctrl-C for another process of the terminal is not for this one."""
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", IGNORING]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert shown.returncode == 0, shown.stderr
+    assert "interrupted by SIGTERM at step 2 of 5" in shown.stdout
+    assert shown.stdout.endswith(" True\n")

@@ -1,0 +1,3 @@
+"""What the tests of this folder share."""
+
+from tests.train.conftest import interruptible as interruptible
