@@ -77,7 +77,8 @@ def migrate(
     that is: stages may be added, removed, renamed and wrapped, parameters may change their group, storage its dtype
     (8-bit included), and optax's `chain`, `partition`, `masked` and `inject_hyperparams` are seen through. A moment is
     not carried from one algorithm to another. Hyperparameters are those of `new_tx` where it writes another value than
-    `old_tx` did, else the state's. Stages without moments (the rate, decay) count on from where the old ones were.
+    `old_tx` did, else the state's. Stages without moments (the rate, decay) count on from where the old ones were; of
+    moments that all begin anew, as between `flat` and leaves, so do the count and what else corrects them.
 
     Args:
         old_state: A state of `old_tx`; concrete arrays. Kept arrays are shared with it, not copied.
@@ -102,14 +103,15 @@ def migrate(
     fresh, treedef = jax.tree.flatten(start, is_leaf=lambda x: isinstance(x, Quantized))
     targets = list(places(jax.eval_shape(decoded, start), params))
     common = _common_count(old)
+    sources = [_source(target, found.get(_key(target), []), targets, common) for target in targets]
+    reasons = [_refusal(source, target, written) for source, target in zip(sources, targets, strict=True)]
+    anew = _begun_anew(targets, reasons)
     kept: dict[str, str] = {}
     why: dict[str, str] = {}
     leaves = []
-    for target, leaf in zip(targets, fresh, strict=True):
-        source = _choose(found.get(_key(target), []), target)
-        if source is None and _is_count(target) and not _has_moments(target, targets):
-            source = common
-        reason = _refusal(source, target, written)
+    for target, leaf, source, reason in zip(targets, fresh, sources, reasons, strict=True):
+        if reason is None and (_is_count(target) or not target.scalar) and _root(target) in anew:
+            reason = "its moments begin anew"
         if isinstance(source, Place) and reason is None:
             kept[target.path] = source.path
             leaves.append(encoded(source.leaf, leaf))
@@ -175,10 +177,29 @@ def _common_count(old: list[Place]) -> Place | str | None:
     return counts[0] if counts and _equal(counts) else None
 
 
-def _has_moments(target: Place, targets: list[Place]) -> bool:
-    """Whether the state that a counter belongs to remembers anything of the parameters."""
-    root = target.path.removesuffix(target.inside)
-    return any(place.param is not None and place.path.startswith(root) for place in targets)
+def _source(target: Place, candidates: list[Place], targets: list[Place], common: Place | str | None) -> Any:
+    """As `_choose`; where there is none for a counter without moments, the number that all have counted."""
+    source = _choose(candidates, target)
+    if source is not None or not _is_count(target):
+        return source
+    return None if any(_is_moment(p) and p.path.startswith(_root(target)) for p in targets) else common
+
+
+def _is_moment(place: Place) -> bool:
+    """Whether a leaf remembers something of the parameters: of one of them, or of all in one array (`flat`)."""
+    return not place.scalar and (place.param is not None or np.ndim(place.leaf) > 0)
+
+
+def _root(place: Place) -> str:
+    """The path of the state that holds a leaf."""
+    own = [place.inside] if place.param in (None, ".") else [place.inside, str(place.param), place.rest]
+    return place.path.removesuffix("/".join(filter(None, own)))
+
+
+def _begun_anew(targets: list[Place], reasons: list[str | None]) -> set[str]:
+    """The states of whose moments none is carried over: a correction by their count would be of other moments."""
+    moments = [(_root(p), reason) for p, reason in zip(targets, reasons, strict=True) if _is_moment(p)]
+    return {root for root, _ in moments} - {root for root, reason in moments if reason is None}
 
 
 def _refusal(source: Place | str | None, target: Place, written: tuple[Written, Written]) -> str | None:

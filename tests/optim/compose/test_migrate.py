@@ -48,6 +48,21 @@ def test_a_stage_is_added_and_another_renamed():
     jax.jit(new.update)(PARAMS, moved, PARAMS)
 
 
+def test_a_count_begins_anew_with_the_moments_that_it_corrects():
+    """Kept beside moments of 0, it made the first step of Adam after 1,000 ones three times as long."""
+    for make in (optim.adam, optim.nadam):
+        for old, new in [(make(1e-2), optim.flat(make(1e-2))), (optim.flat(make(1e-2)), make(1e-2))]:
+            moved, report = optim.migrate(after(old, 40), old, new, PARAMS)
+            found, expected = (new.update(PARAMS, state, PARAMS)[0] for state in (moved, new.init(PARAMS)))
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+            assert "its moments begin anew" in report.initialised.values()
+            assert int(optim.get(moved, "lr.hyper.count")) == 40
+    same_form = optim.flat(optim.adam(1e-2))
+    moved, report = optim.migrate(after(same_form), same_form, same_form, PARAMS)
+    same(moved, after(same_form))
+    assert not report.initialised
+
+
 def test_what_is_written_inside_a_wrapper_is_seen():
     old, new = (optim.stages(a=optim.cautious(optim.adam_core(b1)), lr=optim.scale_by_lr(1e-2)) for b1 in (0.9, 0.5))
     moved, report = optim.migrate(after(old), old, new, PARAMS)
