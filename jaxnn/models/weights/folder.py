@@ -145,6 +145,14 @@ def _compare(
             f"models.load: {str(where)!r} lacks {_few(missing)}. Tried: the {len(names)} tensors of the model that "
             f"config.json describes. Give the right folder, or init=KEY to draw what is missing."
         )
+    for leaf in wanted:
+        found = [name in stored for theirs in leaf.theirs for name in theirs]
+        if any(found) and not all(found):  # drawn anew, it would lose what is there
+            lost = next(name for theirs in leaf.theirs for name in theirs if name not in stored)
+            raise ValueError(
+                f"models.load: {str(where)!r} lacks tensor {lost!r} and has others of parameter {leaf.path!r}. Tried: "
+                f"whole parameters, drawn by init=KEY or loaded. Give a folder that has all of its tensors, or none."
+            )
     if extra:
         raise ValueError(
             f"models.load: {str(where)!r} has {_few(extra)}, which the model that config.json describes has not. "
@@ -240,9 +248,9 @@ def load(
         place: Where parameters go: a sharding or a device for all, a tree of them like the parameters, or a function
             `(path, host array) -> array`. None for the default device.
         dtype: Of the parameters; None keeps each as it is in the file (an image model's float32).
-        init: Typed key: parameters that the file lacks are drawn from their initialisers, and so is a head of another
-            number of classes than are wanted: `models.load("resnet18.pth", model=..., classes=10, init=key)`. None
-            refuses.
+        init: Typed key: parameters of which the file has nothing are drawn from their initialisers, and so is a head
+            of another number of classes than are wanted: `models.load("resnet18.pth", model=..., classes=10,
+            init=key)`. None refuses.
         changes: Fields of the model's config to be others than the file's: `head="classify", classes=3`.
 
     Returns:

@@ -189,6 +189,14 @@ def test_a_new_head_is_drawn_only_if_asked(tmp_path):
         models.load(rewrite(copy("bert_hidden", tmp_path), dict.clear), init=key)
 
 
+def test_a_parameter_of_which_the_file_has_a_part_is_not_drawn(tmp_path):
+    """Queries, keys and values are one parameter: drawing it would lose two tensors that are there."""
+    folder = rewrite(copy("bert_hidden", tmp_path), lambda a: a.pop("encoder.layer.1.attention.self.key.weight"))
+    words = r"lacks tensor 'bert.encoder.layer.1.attention.self.key.weight' and has others of parameter 'blocks_1/qkv/k"
+    with pytest.raises(ValueError, match=words):
+        models.load(folder, init=jax.random.key(0))
+
+
 def test_files_of_the_bare_gpt2_and_of_old_berts_load(tmp_path):
     def bare(arrays):
         for name in list(arrays):
