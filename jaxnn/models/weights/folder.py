@@ -122,7 +122,8 @@ def _today(found: Architecture, module: nn.Module, stored: Mapping[str, Stored])
 def _check_twins(twins: Mapping[str, str], stored: Mapping[str, Stored]) -> None:
     """Refuses tensors that should be there twice and are two."""
     for name, of in twins.items():
-        if stored[name].shape != stored[of].shape or not np.array_equal(stored[name].read(), stored[of].read()):
+        one, other = stored[name], stored[of]  # NaN is refused where it is read, under its own name
+        if one.shape != other.shape or not np.array_equal(one.read(), other.read(), equal_nan=True):
             raise ValueError(
                 f"models.load: tensor {name!r} differs from {of!r}. Tried: one array, as config.json says "
                 f"(tie_word_embeddings). Correct config.json, if the model is not tied."
@@ -207,7 +208,8 @@ def _value(leaf: Leaf, stored: Mapping[str, Stored], dtype: Any) -> HostArray:
     """The parameter, in memory of its own: the file may change later."""
     made = np.empty(leaf.shape, dtype)
     for i, theirs in enumerate(leaf.theirs):
-        part = leaf.entry.transform.join([stored[name].read() for name in theirs])
+        read = [tensors.numbers("models.load", name, stored[name].read()) for name in theirs]
+        part = leaf.entry.transform.join(read)
         made[(i,) if leaf.stacked else ...] = part
     return made
 
@@ -257,8 +259,9 @@ def load(
         The module, and its parameters as a plain dict; an image model's variables.
 
     Raises:
-        ValueError: If a tensor is missing, left over, misshapen or not of floats, named; if a file is damaged, or
-            refused; if the model is of a family, or has a setting, that is not known here.
+        ValueError: If a tensor is missing, left over, misshapen, not of floats or not of numbers (NaN, infinities; -inf
+            may stand in a bias), named; if a file is damaged, or refused; if the model is of a family, or has a
+            setting, that is not known here.
         TypeError: If a change names no field of the config.
     """
     folder = Path(folder).expanduser()

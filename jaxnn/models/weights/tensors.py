@@ -58,6 +58,26 @@ def damaged(path: Path, what: str) -> ValueError:
     )
 
 
+def numbers(where: str, name: str, x: HostArray) -> HostArray:
+    """`x`, a parameter's tensor, if it is all numbers: nothing that a model computes with others has a meaning.
+
+    -inf passes in a bias, where it rules a token or a class out and leaves the rest as it was.
+
+    Raises:
+        ValueError: Naming the tensor, and the first place in it.
+    """
+    bad = ~np.isfinite(x)
+    if name.endswith("bias"):
+        bad &= x != -np.inf
+    if bad.any():
+        place = tuple(int(i) for i in np.unravel_index(np.argmax(bad), bad.shape))
+        raise ValueError(
+            f"{where}: tensor {name!r} {x.dtype}{list(x.shape)} has {x[place]} at {list(place)}, and {bad.sum()} such "
+            f"in all. Tried: numbers. Give weights that were saved before training diverged."
+        )
+    return x
+
+
 class _Twice(Exception):
     """A name that an object of JSON has a second time."""
 

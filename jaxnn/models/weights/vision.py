@@ -19,6 +19,7 @@ from jaxnn.models.resnet import ResNet
 from jaxnn.models.vgg import VGG
 from jaxnn.models.vit import ViT
 from jaxnn.models.weights.table import SAME, TRANSPOSED, Arrays, Entry, Transform
+from jaxnn.models.weights.tensors import numbers
 from jaxnn.typing import Array, HostArray
 
 CONV = Transform(lambda xs: np.transpose(xs[0], (2, 3, 1, 0)), lambda x: [np.transpose(x, (3, 2, 0, 1))])
@@ -224,7 +225,8 @@ def from_torchvision(module: nn.Module, state_dict: Mapping[str, Any], *, init: 
         {"params": ..., "batch_stats": ...} for `module.apply`, float32, on the host.
 
     Raises:
-        ValueError: If the module is of another family, or a tensor is missing, left over, misshapen or not of floats.
+        ValueError: If the module is of another family, or a tensor is missing, left over, misshapen, not of floats or
+            not of numbers (NaN, infinities; -inf may stand in a bias).
     """
     entries, like = _entries("from_torchvision", module)
     names = {name for entry in entries for name in entry.theirs}
@@ -259,6 +261,7 @@ def from_torchvision(module: nn.Module, state_dict: Mapping[str, Any], *, init: 
                     f"for {entry.ours!r}. Set the config to what the weights belong to (classes, channels, ...), or "
                     f"give init=KEY where it is a head that a new one shall replace."
                 )
+        parts = [numbers("models.from_torchvision", name, x) for name, x in zip(entry.theirs, parts, strict=True)]
         found[entry.ours] = np.ascontiguousarray(entry.transform.join(parts), np.float32)
     variables: dict[str, Any] = {}
     for path, value in found.items():

@@ -189,6 +189,34 @@ def test_a_new_head_is_drawn_only_if_asked(tmp_path):
         models.load(rewrite(copy("bert_hidden", tmp_path), dict.clear), init=key)
 
 
+def spoilt(name, value, at=-1):
+    def change(arrays):
+        arrays[name] = arrays[name].copy()
+        arrays[name].reshape(-1)[at] = value
+
+    return change
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    kernel = "bert.encoder.layer.1.output.dense.weight"
+    words = r"tensor '{}' float32\[{}\] has {} at \[{}\], and 1 such in all. Tried: numbers"
+    for value in (np.nan, np.inf, -np.inf):
+        folder = rewrite(copy("bert_mlm", tmp_path / str(value)), spoilt(kernel, value))
+        with pytest.raises(ValueError, match=words.format(kernel, "16, 24", value, "15, 23")):
+            models.load(folder)
+    # A tensor that is there twice is not told to differ from itself.
+    table = "transformer.wte.weight"
+    twice = lambda a: (spoilt(table, np.nan)(a), a.update({"lm_head.weight": a[table]}))  # noqa: E731
+    with pytest.raises(ValueError, match=f"tensor '{table}' .* has nan"):
+        models.load(rewrite(copy("gpt2", tmp_path / "twice"), twice))
+    # In a bias -inf rules a token out; others there are no numbers either.
+    bias = "cls.predictions.bias"
+    _, params = models.load(rewrite(copy("bert_mlm", tmp_path / "bias"), spoilt(bias, -np.inf)))
+    assert params["mlm_bias"][-1] == -np.inf
+    with pytest.raises(ValueError, match=f"tensor '{bias}' .* has inf at"):
+        models.load(rewrite(copy("bert_mlm", tmp_path / "above"), spoilt(bias, np.inf)))
+
+
 def test_a_parameter_of_which_the_file_has_a_part_is_not_drawn(tmp_path):
     """Queries, keys and values are one parameter: drawing it would lose two tensors that are there."""
     folder = rewrite(copy("bert_hidden", tmp_path), lambda a: a.pop("encoder.layer.1.attention.self.key.weight"))

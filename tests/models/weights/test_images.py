@@ -104,3 +104,11 @@ def test_inception_comes_back_as_it_was(aux, tmp_path):
     logits = jax.jit(module.apply)(shrunk, x)
     assert np.isfinite(logits).all()
     np.testing.assert_array_equal(jax.jit(found.apply)(read, x), logits)
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    module, variables = MODULES["resnet"], drawn(MODULES["resnet"])
+    variables["batch_stats"]["stem_norm"]["var"][1] = np.nan
+    models.save(module, variables, tmp_path)
+    with pytest.raises(ValueError, match=r"from_torchvision: tensor 'bn1.running_var' float32\[4\] has nan at \[1\]"):
+        models.load(tmp_path)
