@@ -133,7 +133,7 @@ def load(
     if claimed is not None:
         _check_claims(path, claimed, stored)
     variables = from_torchvision(module, {name: tensor.read() for name, tensor in stored.items()}, init=init)
-    return tree.map_by_path(lambda at, x: put(at, x if dtype is None else x.astype(dtype)), variables)
+    return tree.map_by_path(lambda at, x: put(at, x if dtype is None else x.astype(dtype, copy=False)), variables)
 
 
 def save(module: Any, variables: Mapping[str, Any], folder: Path, dtype: Any, shard_bytes: int) -> None:

@@ -222,7 +222,7 @@ def from_torchvision(module: nn.Module, state_dict: Mapping[str, Any], *, init: 
             its initialisers. None refuses.
 
     Returns:
-        {"params": ..., "batch_stats": ...} for `module.apply`, float32, on the host.
+        {"params": ..., "batch_stats": ...} for `module.apply`, float32, on the host; copies.
 
     Raises:
         ValueError: If the module is of another family, or a tensor is missing, left over, misshapen, not of floats or
@@ -262,7 +262,8 @@ def from_torchvision(module: nn.Module, state_dict: Mapping[str, Any], *, init: 
                     f"give init=KEY where it is a head that a new one shall replace."
                 )
         parts = [numbers("models.from_torchvision", name, x) for name, x in zip(entry.theirs, parts, strict=True)]
-        found[entry.ours] = np.ascontiguousarray(entry.transform.join(parts), np.float32)
+        # A copy: what the tensors lie in, a file or another library's model, may change.
+        found[entry.ours] = np.array(entry.transform.join(parts), np.float32, order="C")
     variables: dict[str, Any] = {}
     for path, value in found.items():
         *above, last = path.split("/")

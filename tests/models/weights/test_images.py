@@ -64,6 +64,17 @@ def test_a_file_is_read_for_the_module_that_is_given(tmp_path):
         models.load(file, model=models.MLP((3, 4)))
 
 
+@pytest.mark.parametrize("dtype", [None, jnp.float32])
+def test_variables_are_no_views_of_the_file(tmp_path, dtype):
+    module, variables = MODULES["resnet"], drawn(MODULES["resnet"])
+    models.save(module, variables, tmp_path)
+    _, read = models.load(tmp_path, dtype=dtype, place=lambda path, array: array)
+    with (tmp_path / "model.safetensors").open("r+b") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        file.write(bytes(4 * sum(x.size for x in jax.tree.leaves(variables))))
+    same(read, variables)
+
+
 def test_what_is_refused(tmp_path):
     module = MODULES["vit"]
     with pytest.raises(ValueError, match=r"'.*absent.pth' is no file of tensors. Tried: .safetensors, .pth"):
