@@ -154,6 +154,41 @@ def test_what_they_reduce_to():
     close(monotone, run(optim.adam(0.1, b2=0.0), steps=1)[0])
 
 
+WRAPPERS = {
+    "cautious": optim.cautious,
+    "ema": optim.ema,
+    "lookahead": lambda tx: optim.lookahead(tx, 2),
+    "mars": lambda tx: optim.mars_core(tx, b1=0.9),
+    "sam": optim.sam,
+    "schedule_free": lambda tx: optim.schedule_free(tx, weight_power=0.0),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_wrapper_hands_on_what_its_group_is_told(name):
+    """The multipliers of decay and rate did not reach what was wrapped, silently."""
+    inside = optim.stages(sgd=optim.sgd_core(), decay=optim.decay(0.5), lr=optim.scale_by_lr(1.0))
+    grouped = optim.groups(
+        w=optim.group(optim.path("w"), WRAPPERS[name](inside), decay=0.0), b=(optim.otherwise, WRAPPERS[name](inside))
+    )
+    tx, none = optim.stages(groups=grouped), jax.tree.map(np.zeros_like, PARAMS)
+    extra = {"value_fn": lambda p: 0.0 * jnp.sum(p["w"])} if name == "sam" else {}
+    updates, _ = tx.update(none, tx.init(PARAMS), PARAMS, **extra)
+    np.testing.assert_array_equal(updates["w"], 0)
+    assert name == "cautious" or np.all(updates["b"] * PARAMS["b"] < 0)  # without a gradient it moves nothing
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_wrapper_keeps_the_dtypes_of_what_optax_wrote(name):
+    """bfloat16 moments were float32 after the first update, so that a step compiled twice and a scan failed."""
+    params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.bfloat16), PARAMS)
+    tx = WRAPPERS[name](optax.adam(1e-3))
+    extra = {"value_fn": lambda p: jnp.sum(p["w"])} if name == "sam" else {}
+    before = jax.eval_shape(tx.init, params)
+    _, after = jax.eval_shape(lambda g, s, p: tx.update(g, s, p, **extra), PARAMS, before, params)
+    assert before == after
+
+
 def test_averages_inside_groups_are_each_for_their_own_leaves():
     tx = optim.groups(
         w=(optim.path("w"), optim.ema(optim.sgd(0.1), 0.5)), b=(optim.otherwise, optim.tail_average(optim.sgd(0.1), 0))

@@ -12,7 +12,8 @@ from jaxnn.optim.compose.matrices import layer_norm
 from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
 from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stages import stages
-from jaxnn.optim.compose.transformation import Transformation, check, label
+from jaxnn.optim.compose.transformation import Context, Transformation, apply_part, label
+from jaxnn.optim.compose.wrapping import inner_of, wrap
 from jaxnn.optim.hyper import NONNEGATIVE, POSITIVE, Hyperparameters, Hypers
 from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree, Schedule
@@ -52,7 +53,7 @@ def mars_core(
     Source:
         Yuan et al. 2024, arXiv:2411.10438, Algorithms 1 and 2.
     """
-    inner = check("optim.mars", "tx", tx)
+    inner = inner_of("optim.mars", tx)
     domains = {"gamma": NONNEGATIVE, "max_norm": POSITIVE}
     own: dict[str, Any] = {} if b1 is None else {"b1": b1}
     hyper = Hyperparameters("optim.mars", domains=domains, gamma=gamma, max_norm=max_norm, **own)
@@ -65,7 +66,9 @@ def mars_core(
     def init(params: Params) -> MarsState:
         return MarsState(hyper.init(), jax.tree.map(lambda p: jnp.zeros_like(full(p)), params), inner.init(params))
 
-    def update(grads: PyTree, state: MarsState, params: PyTree = None, **extra: Any) -> tuple[PyTree, MarsState]:
+    def update(
+        grads: PyTree, state: MarsState, params: PyTree = None, *, context: Context | None = None, **extra: Any
+    ) -> tuple[PyTree, MarsState]:
         h, hypers = hyper.at(state.hyper)
         grads = jax.tree.map(full, grads)
         keep = h.b1 if theirs is None or b1 is not None else theirs.at(state.inner.hyper)[0].b1
@@ -77,10 +80,10 @@ def mars_core(
             return (bound / jnp.maximum(layer_norm(leaf, c), bound)).astype(c.dtype) * c
 
         ahead = jax.tree.map(corrected, select.leaves(grads), grads, state.last)
-        updates, new = inner.update(ahead, state.inner, params, **extra)
+        updates, new = apply_part(inner, ahead, state.inner, params, context or Context(), extra)
         return updates, MarsState(hypers, grads, new)
 
-    return Transformation(init, update, name="mars", parts={"inner": inner}, hyper=hyper)
+    return wrap("mars", inner, init, update, "inner", hyper=hyper)
 
 
 @registered(1e-2, "arXiv:2411.10438")

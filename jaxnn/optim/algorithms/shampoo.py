@@ -12,6 +12,7 @@ from jaxnn.optim.algorithms.adam import adam_core
 from jaxnn.optim.compose.matrices import View, in_stacks, views
 from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
 from jaxnn.optim.compose.select import Predicate, everything
+from jaxnn.optim.compose.stable import stable
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import Context, Transformation, apply_part, check
 from jaxnn.optim.hyper import POSITIVE, SHARE, Hyperparameters, Hypers, check_number, check_whole
@@ -81,7 +82,7 @@ def shampoo_core(
     block = check_whole(where, "block", block)
     every = check_whole(where, "every", every)
     power = None if exponent is None else check_number(where, "exponent", exponent, POSITIVE)
-    grafted = None if graft is None else check(where, "graft", graft)
+    grafted = None if graft is None else stable(check(where, "graft", graft))
 
     def init(params: Params) -> ShampooState:
         known, leaves = views(where, params, complex_as_pairs=True), jax.tree.leaves(params)

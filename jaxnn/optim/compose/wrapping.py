@@ -24,6 +24,7 @@ def wrap(
     inner: optax.GradientTransformation,
     init: Callable[[Any], Any],
     update: Callable[..., tuple[Any, Any]],
+    part: str = "",
     **more: Any,
 ) -> Transformation:
     """A transformation around another, which is in its state's field `inner`.
@@ -33,13 +34,14 @@ def wrap(
         inner: What it wraps.
         init: `init(params) -> state`.
         update: `update(updates, state, params=None, *, context=None, **extra) -> (updates, state)`.
+        part: What paths call the inner one: "" nothing; "inner" where both may have a hyperparameter of one name.
         more: Further fields of `Transformation`.
     """
     return Transformation(
         init,
         update,
         name=name,
-        parts={"": inner},
+        parts={part: inner},
         wants_context=True,
         facts=_facts(inner) | more.pop("facts", {}),
         **more,

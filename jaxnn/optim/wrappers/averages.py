@@ -9,7 +9,8 @@ import optax
 from jaxnn.optim.algorithms.adam import adam
 from jaxnn.optim.compose.evaluated import over
 from jaxnn.optim.compose.scaling import full, times
-from jaxnn.optim.compose.transformation import Transformation, check
+from jaxnn.optim.compose.transformation import Context, Transformation, apply_part
+from jaxnn.optim.compose.wrapping import inner_of, wrap
 from jaxnn.optim.hyper import DECAY_RATE, NONNEGATIVE, SHARE, Hyperparameters, Hypers, check_whole
 from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree, Schedule
@@ -43,21 +44,23 @@ def _after(where: str, params: PyTree, updates: PyTree) -> PyTree:
 
 def _averaging(name: str, tx: Any, hyper: Hyperparameters, shares: Any) -> Transformation:
     """`shares(h) -> (keep, add)`: average <- keep average + add x, weight <- keep weight + add."""
-    inner = check(f"optim.{name}", "tx", tx)
+    inner = inner_of(f"optim.{name}", tx)
 
     def init(params: Params) -> AverageState:
         zeros = jax.tree.map(lambda p: jnp.zeros_like(full(p)), params)
         return AverageState(hyper.init(), zeros, jnp.zeros((), jnp.float32), inner.init(params))
 
-    def update(grads: PyTree, state: AverageState, params: PyTree = None, **extra: Any) -> tuple[PyTree, AverageState]:
-        updates, new = inner.update(grads, state.inner, params, **extra)
+    def update(
+        grads: PyTree, state: AverageState, params: PyTree = None, *, context: Context | None = None, **extra: Any
+    ) -> tuple[PyTree, AverageState]:
+        updates, new = apply_part(inner, grads, state.inner, params, context or Context(), extra)
         h, hypers = hyper.at(state.hyper)
         keep, add = shares(h)
         after = _after(f"optim.{name}", params, updates)
         average = jax.tree.map(lambda a, x: times(keep, a) + times(add, x), state.average, after)
         return updates, AverageState(hypers, average, keep * state.weight + add, new)
 
-    return Transformation(init, update, name=name, parts={"inner": inner}, hyper=hyper)
+    return wrap(name, inner, init, update, "inner", hyper=hyper)
 
 
 @registered(1e-2, "Polyak & Juditsky 1992", make=lambda lr: ema(adam(lr)))
@@ -127,7 +130,7 @@ def lookahead(tx: optax.GradientTransformation, k: int = 5, alpha: float | Sched
     Source:
         Zhang et al. 2019, arXiv:1907.08610, Algorithm 1.
     """
-    inner = check("optim.lookahead", "tx", tx)
+    inner = inner_of("optim.lookahead", tx)
     k = check_whole("optim.lookahead", "k", k)
     hyper = Hyperparameters("optim.lookahead", domains={"alpha": SHARE}, alpha=alpha)
 
@@ -136,9 +139,9 @@ def lookahead(tx: optax.GradientTransformation, k: int = 5, alpha: float | Sched
         return LookaheadState(hyper.init(), slow, inner.init(params))
 
     def update(
-        grads: PyTree, state: LookaheadState, params: PyTree = None, **extra: Any
+        grads: PyTree, state: LookaheadState, params: PyTree = None, *, context: Context | None = None, **extra: Any
     ) -> tuple[PyTree, LookaheadState]:
-        updates, new = inner.update(grads, state.inner, params, **extra)
+        updates, new = apply_part(inner, grads, state.inner, params, context or Context(), extra)
         h, hypers = hyper.at(state.hyper)
         fast = _after("optim.lookahead", params, updates)
         share = jnp.where(hypers.count % k == 0, h.alpha, 0.0)
@@ -147,4 +150,4 @@ def lookahead(tx: optax.GradientTransformation, k: int = 5, alpha: float | Sched
         moved = jax.tree.map(lambda f, s, p: f + times(meet, s - f) - full(p), fast, slow, params)
         return moved, LookaheadState(hypers, slow, new)
 
-    return Transformation(init, update, name="lookahead", parts={"inner": inner}, hyper=hyper)
+    return wrap("lookahead", inner, init, update, "inner", hyper=hyper)

@@ -11,7 +11,8 @@ from jaxnn.optim.compose import select
 from jaxnn.optim.compose.rates import descending
 from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
 from jaxnn.optim.compose.stages import stages
-from jaxnn.optim.compose.transformation import Transformation, check
+from jaxnn.optim.compose.transformation import Context, Transformation, apply_part
+from jaxnn.optim.compose.wrapping import inner_of, wrap
 from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree
 
@@ -43,16 +44,16 @@ def cautious(tx: optax.GradientTransformation) -> Transformation:
     Source:
         Liang et al. 2024, arXiv:2411.16085, Algorithm 1.
     """
-    inner = check("optim.cautious", "tx", tx)
+    inner = inner_of("optim.cautious", tx)
     sign = -1 if descending(inner) else 1
 
     def init(params: Params) -> CautiousState:
         return CautiousState(inner.init(params))
 
     def update(
-        grads: PyTree, state: CautiousState, params: PyTree = None, **extra: Any
+        grads: PyTree, state: CautiousState, params: PyTree = None, *, context: Context | None = None, **extra: Any
     ) -> tuple[PyTree, CautiousState]:
-        updates, new = inner.update(grads, state.inner, params, **extra)
+        updates, new = apply_part(inner, grads, state.inner, params, context or Context(), extra)
 
         def kept(leaf: select.Leaf, u: Array, g: Array) -> Array:
             if not u.size:
@@ -63,4 +64,4 @@ def cautious(tx: optax.GradientTransformation) -> Transformation:
 
         return jax.tree.map(kept, select.leaves(updates), updates, grads), CautiousState(new)
 
-    return Transformation(init, update, name="cautious", parts={"inner": inner})
+    return wrap("cautious", inner, init, update, "inner")

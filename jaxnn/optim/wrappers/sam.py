@@ -9,7 +9,8 @@ import optax
 from jaxnn import tree
 from jaxnn.optim.algorithms.adam import adam
 from jaxnn.optim.compose.scaling import full, times
-from jaxnn.optim.compose.transformation import Transformation, check
+from jaxnn.optim.compose.transformation import Context, Transformation, apply_part
+from jaxnn.optim.compose.wrapping import inner_of, wrap
 from jaxnn.optim.hyper import NONNEGATIVE, Hyperparameters, Hypers
 from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree, Schedule
@@ -44,14 +45,20 @@ def sam(tx: optax.GradientTransformation, rho: float | Schedule = 0.05, *, adapt
     Source:
         Foret et al. 2021, arXiv:2010.01412, Algorithm 1; Kwon et al. 2021, arXiv:2102.11600, Algorithm 1.
     """
-    inner = check("optim.sam", "tx", tx)
+    inner = inner_of("optim.sam", tx)
     hyper = Hyperparameters("optim.sam", domains={"rho": NONNEGATIVE}, rho=rho)
 
     def init(params: Params) -> SAMState:
         return SAMState(hyper.init(), inner.init(params))
 
     def update(
-        grads: PyTree, state: SAMState, params: PyTree = None, *, value_fn: Any = None, **extra: Any
+        grads: PyTree,
+        state: SAMState,
+        params: PyTree = None,
+        *,
+        value_fn: Any = None,
+        context: Context | None = None,
+        **extra: Any,
     ) -> tuple[PyTree, SAMState]:
         if params is None or value_fn is None:
             raise ValueError(
@@ -68,8 +75,8 @@ def sam(tx: optax.GradientTransformation, rho: float | Schedule = 0.05, *, adapt
             return (full(p) + step).astype(p.dtype)
 
         there = jax.grad(lambda p: jnp.real(value_fn(p)))(jax.tree.map(worst, params, grads))
-        passed = {name: value for name, value in extra.items() if name != "grad"}
-        updates, new = inner.update(there, state.inner, params, value_fn=value_fn, grad=there, **passed)
+        passed = extra | {"value_fn": value_fn, "grad": there}
+        updates, new = apply_part(inner, there, state.inner, params, context or Context(), passed)
         return updates, SAMState(hypers, new)
 
-    return Transformation(init, update, name="sam", parts={"inner": inner}, hyper=hyper)
+    return wrap("sam", inner, init, update, "inner", hyper=hyper)
