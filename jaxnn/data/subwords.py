@@ -106,10 +106,12 @@ def byte_pairs(vocab: Path, merges: Path) -> Any:
     tokenizers = package()
     tokens, pairs = tokenizers.models.BPE.read_file(str(vocab), str(merges))
     roberta = all(token in tokens for token in ("<s>", "</s>"))
-    if not roberta and "<|endoftext|>" not in tokens:
+    ends = "a</w>" in tokens  # words' ends are marked, as CLIP does, which has <|endoftext|> too
+    if ends or (not roberta and "<|endoftext|>" not in tokens):
+        why = "has 'a</w>'" if ends else "has neither '<|endoftext|>' nor '<s>' and '</s>'"
         raise ValueError(
-            f"data.Tokenizer.load: {str(vocab)!r} has neither '<|endoftext|>' nor '<s>' and '</s>'. Tried: GPT-2's and "
-            f"RoBERTa's vocabularies. Give the tokenizer.json of any other."
+            f"data.Tokenizer.load: {str(vocab)!r} {why}. Tried: GPT-2's and RoBERTa's vocabularies. Give the "
+            f"tokenizer.json of any other."
         )
     inner = tokenizers.Tokenizer(tokenizers.models.BPE(tokens, pairs))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -131,6 +131,9 @@ def test_gpt2s_and_robertas_plain_files(special, names, tmp_path):
     vocab.write_text(json.dumps({token: i for token, i in tokens.items() if token not in special}))
     with pytest.raises(ValueError, match=r"has neither '<\|endoftext\|>' nor"):
         data.Tokenizer.load(tmp_path)
+    vocab.write_text(json.dumps(tokens | {"a</w>": len(tokens)}))  # as CLIP's, whose merges mean something else
+    with pytest.raises(ValueError, match=r"has 'a</w>'. Tried: GPT-2's and RoBERTa's"):
+        data.Tokenizer.load(tmp_path)
     (tmp_path / names[1]).write_text("one\n")
     with pytest.raises(ValueError, match="is no tokenizer"):
         data.Tokenizer.load(tmp_path)
