@@ -88,7 +88,10 @@ def within(ids: Array, count: int, what: str, advice: str) -> Array:
         low, high = np.asarray(ids).min(), np.asarray(ids).max()
         if low < 0 or high >= count:
             raise ValueError(f"{what} {tree.describe(ids)} are {low} to {high}. Tried: ids in [0, {count}). {advice}")
-    return jnp.where(ids < 0, count, ids) if jnp.issubdtype(ids.dtype, jnp.signedinteger) else ids
+    if not jnp.issubdtype(ids.dtype, jnp.signedinteger):
+        return ids
+    ids = ids.astype(jnp.promote_types(ids.dtype, jnp.int32))  # one of 8 bits may not hold the count
+    return jnp.where(ids < 0, count, ids)
 
 
 def rows_of(table: Array, ids: Array, what: str, advice: str) -> Array:

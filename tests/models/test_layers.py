@@ -91,6 +91,8 @@ def test_embed_reads_rows_and_attends_to_them():
         assert np.isnan(jax.jit(embed.apply)(params, np.array([wrong]))).all()
         with pytest.raises(ValueError, match=f"are {wrong} to {wrong}"):
             embed.apply(params, np.array([wrong]))
+    # A number of rows that 8 bits do not hold.
+    assert np.isnan(jax.jit(lambda i: layers.rows_of(jnp.ones((300, 1)), i, "", ""))(np.array([-1], np.int8))).all()
     with pytest.raises(TypeError, match=r"tokens are float32\[2, 4\]"):
         embed.apply(params, x)
 
