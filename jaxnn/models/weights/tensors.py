@@ -185,12 +185,12 @@ def read_folder(folder: Path) -> dict[str, Stored]:
     """The tensors of a folder by name, from its safetensors files, else from PyTorch's.
 
     Raises:
-        ValueError: If there is no such file, one is damaged, two of them hold a tensor of one name, or they hold others
-            than their index says.
+        ValueError: If there is no such file, or several loose ones of which none is named as the model's; if one is
+            damaged, two of them hold a tensor of one name, or they hold others than their index says.
     """
     from jaxnn.models.weights.pickled import read_pickled
 
-    loose = [path for ending in ("*.pth", "*.pt") for path in sorted(folder.glob(ending))][:1]
+    loose = [path for ending in ("*.pth", "*.pt") for path in sorted(folder.glob(ending))]
     candidates: list[tuple[Path, Callable[[Path], dict[str, Stored]]]] = [
         (folder / SINGLE, read_safetensors),
         (folder / INDEX, read_safetensors),
@@ -205,15 +205,20 @@ def read_folder(folder: Path) -> dict[str, Stored]:
             f"Give a folder that has one of them."
         )
     path, read = there[0]
+    if path in loose and len(loose) > 1:
+        raise ValueError(
+            f"{WHERE}: {str(folder)!r} has {', '.join(repr(p.name) for p in loose[:3])}{', ...' * (len(loose) > 3)}. "
+            f"Tried: one file of tensors. Take the others out of the folder, or give an image model's file itself."
+        )
     found: dict[str, Stored] = {}
     files: Mapping[Path, set[str] | None] = _index(path) if path.suffix == ".json" else {path: None}
     for file, said in files.items():
-        there = read(file)
-        if said is not None and said != there.keys():
-            name = min(said ^ there.keys())
+        held = read(file)
+        if said is not None and said != held.keys():
+            name = min(said ^ held.keys())
             what = f"says that {name!r} is in {file.name!r}" if name in said else f"has no {name!r} of {file.name!r}"
             raise damaged(path, f"its weight_map {what}: it is not so")
-        for name, stored in there.items():
+        for name, stored in held.items():
             if name in found:
                 raise damaged(file, f"tensor {name!r} is in another file too")
             found[name] = stored

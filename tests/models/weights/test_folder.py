@@ -349,3 +349,12 @@ def test_a_head_of_other_classes_is_drawn_where_a_key_is_given():
     same = models.load(FIXTURES / "bert_classify")[1]
     jax.tree.map(np.testing.assert_array_equal, params["blocks_0"], same["blocks_0"])
     np.testing.assert_array_equal(params["pooler"]["kernel"], same["pooler"]["kernel"])
+
+
+def test_of_several_loose_files_none_is_chosen(tmp_path):
+    folder = copy("gpt2_pickled", tmp_path)
+    (folder / "pytorch_model.bin").rename(folder / "step_1.pth")
+    models.load(folder)
+    shutil.copy(folder / "step_1.pth", folder / "step_2.pth")
+    with pytest.raises(ValueError, match=r"has 'step_1.pth', 'step_2.pth'. Tried: one file of tensors"):
+        models.load(folder)
