@@ -5,6 +5,7 @@ or written here: give it to a report's section, call its `savefig`, or let a not
 """
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _POINT = "#8a94a0"  # grey that reads on white and on black
 _SHOWN = 64  # images
+_WIDTH, _LETTER = 8.0, 0.07  # inches: of a grid of images, and of a letter of its captions
 
 
 def points(
@@ -95,7 +97,7 @@ def images(pictures: Any, captions: Sequence[str] = (), title: str = "", columns
 
     Args:
         pictures: [N, H, W, C] or [N, H, W], values in [0, 1] or bytes; C is 1 or 3.
-        captions: N texts, or none.
+        captions: N texts, or none; those wider than a column go on in a second line, and are cut there.
         title: Above the grid.
         columns: Images a row.
 
@@ -111,14 +113,17 @@ def images(pictures: Any, captions: Sequence[str] = (), title: str = "", columns
         )
     pictures = pictures[:_SHOWN]
     rows = max(1, math.ceil(len(pictures) / columns))
-    figure = canvas(figsize=(8, 0.4 + 1.15 * rows), layout="constrained", facecolor="none")
+    letters = max(4, int(_WIDTH / columns / _LETTER))
+    written = [textwrap.fill(c, letters, max_lines=2, placeholder=" …") for c in captions] or [""] * len(pictures)
+    high = 1.15 + 0.15 * any("\n" in caption for caption in written)
+    figure = canvas(figsize=(_WIDTH, 0.4 + high * rows), layout="constrained", facecolor="none")
     figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=11, fontweight="bold", parse_math=False)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
-    for axes, picture, caption in zip(grid, pictures, captions or [""] * len(pictures)):
+    for axes, picture, caption in zip(grid, pictures, written):
         axes.imshow(picture[..., 0] if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0)
-        axes.set_title(caption, y=-0.25, color=INK, fontsize=9, parse_math=False)
+        axes.set_title(caption, y=-0.04, pad=0, va="top", color=INK, fontsize=9, parse_math=False)
     return figure
 
 

@@ -1,6 +1,7 @@
 """Pictures: what was given is what is drawn, on a page too; shapes that do not fit are refused."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -50,6 +51,19 @@ def test_images_with_captions_in_a_grid():
     many = figures.images(np.zeros((100, 2, 2, 3), np.uint8))
     assert sum(bool(axes.images) for axes in many.axes) == 64
     assert "data:image/png" in report.Page("page").figure(figure).html()
+
+
+def test_captions_stay_in_their_columns_and_off_the_pictures():
+    captions = ["ankle boot, not sneaker", "AUTOMOBILE, not TRUCK", "a", "", "trouser " * 20, "shirt"] * 2
+    figure = figures.images(np.zeros((12, 4, 4)), captions, "Held out", columns=6)
+    figure.savefig(io.BytesIO())  # which lays it out
+    titles = [axes.title.get_window_extent() for axes in figure.axes]
+    pictures = [axes.get_window_extent() for axes in figure.axes]
+    for row in (titles[:6], titles[6:]):
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(row) if left.width and right.width)
+    assert not any(title.overlaps(picture) for title in titles if title.width for picture in pictures)
+    assert texts(figure)[0] == "ankle boot, not\nsneaker"
+    assert texts(figure)[4].endswith(" …")
 
 
 @pytest.mark.parametrize(
