@@ -67,11 +67,11 @@ def changed(cfg: Config, half: bool) -> tuple[Any, Any, tuple[int, ...]]:
     moved = data.random_crop_flip(cfg.pad, cfg.flip and cfg.data != "digits")
     whole = (cfg.size, cfg.size) if cfg.size else some.shape[1:3]
     shape = (whole[0] // 2, whole[1] // 2) if half else whole
-    method = "box" if half else "bilinear"
-    resized = data.resize(shape, method) if shape != some.shape[1:3] else lambda batch: batch
-    learned: Any = data.mapped(data.mapped(examples, moved, random=True, seed=cfg.seed), resized)
-    held_out = data.mapped(data.mapped(held_out, resized), scale)
-    learned = data.mapped(learned, scale)
+    learned: Any = data.mapped(examples, moved, random=True, seed=cfg.seed)
+    if shape != some.shape[1:3]:
+        resized = data.resize(shape, "box" if half else "bilinear")
+        learned, held_out = data.mapped(learned, resized), data.mapped(held_out, resized)
+    learned, held_out = data.mapped(learned, scale), data.mapped(held_out, scale)
     if cfg.mix:
         learned = data.mixup(learned, len(names), cfg.mix, seed=cfg.seed)
         held_out = data.mapped(held_out, data.one_hot(len(names)))

@@ -31,6 +31,8 @@ def test_a_few_steps_over_halves_then_wholes(monkeypatch, tmp_path):
     assert "Confusion" in page
     card = (tmp_path / "run" / "card.md").read_text()
     assert "| begun from | run-half, 2 steps, " in card
+    assert ", cropped, random), normalized), alpha=0.2) |" in card
+    assert "lambda" not in card
     assert all(name in card for name in ("(card_held_out_images.png)", "(card_confusion.png)"))
 
 
