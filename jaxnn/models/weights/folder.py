@@ -1,6 +1,7 @@
 """Folders of weights: `load` gives a model and its parameters, `save` writes a folder that others open."""
 
 import dataclasses
+import functools
 import importlib
 import json
 import os
@@ -249,7 +250,8 @@ def load(
         model: The `ResNet`, `VGG`, `Inception` or `ViT` whose tensors these are, in torchvision's layout.
         place: Where parameters go: a sharding or a device for all, a tree of them like the parameters, or a function
             `(path, host array) -> array`. None for the default device.
-        dtype: Of the parameters; None keeps each as it is in the file (an image model's float32).
+        dtype: Of the parameters; None keeps each as it is in the file, the widest of its tensors' (an image model's
+            float32).
         init: Typed key: parameters of which the file has nothing are drawn from their initialisers, and so is a head
             of another number of classes than are wanted: `models.load("resnet18.pth", model=..., classes=10,
             init=key)`. None refuses.
@@ -300,7 +302,8 @@ def load(
         values = {path: put(path, np.asarray(value)) for path, value in _draw(module, init, drawn).items()}
     for leaf in wanted:
         if leaf.path not in drawn:
-            kept = stored[leaf.theirs[0][0]].dtype if dtype is None else dtype
+            own = (stored[name].dtype for theirs in leaf.theirs for name in theirs)
+            kept = functools.reduce(jnp.promote_types, own) if dtype is None else dtype
             values[leaf.path] = put(leaf.path, _value(leaf, stored, kept))
     return module, tree.map_by_path(lambda path, _: values[path], like)
 

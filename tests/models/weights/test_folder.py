@@ -189,6 +189,17 @@ def test_a_new_head_is_drawn_only_if_asked(tmp_path):
         models.load(rewrite(copy("bert_hidden", tmp_path), dict.clear), init=key)
 
 
+def test_a_parameter_of_tensors_of_several_dtypes_has_the_widest(tmp_path):
+    query = "encoder.layer.1.attention.self.query.weight"
+    halved = lambda arrays: arrays.update({query: arrays[query].astype(np.float16)})  # noqa: E731
+    folder = rewrite(copy("bert_hidden", tmp_path), halved)
+    _, params = models.load(folder, dtype=None)
+    whole = models.load(FIXTURES / "bert_hidden")[1]["blocks_1"]["qkv"]["kernel"]
+    kernel = params["blocks_1"]["qkv"]["kernel"]
+    assert kernel.dtype == np.float32
+    assert 0 < np.sum(kernel != whole) <= whole.size // 3  # of the queries alone
+
+
 def spoilt(name, value, at=-1):
     def change(arrays):
         arrays[name] = arrays[name].copy()
