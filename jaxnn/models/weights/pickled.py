@@ -219,11 +219,10 @@ def _flat(path: Path, value: Any) -> dict[str, _Tensor]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The archive; what `zipfile` says of a damaged one is the error of this library."""
+def _reading(path: Path) -> Iterator[None]:
+    """What `zipfile` says of a damaged archive is the error of this library."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
+        yield
     except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, OverflowError, struct.error, UnicodeError) as error:
         raise damaged(path, f"its archive is damaged ({type(error).__name__}: {error})") from error
 
@@ -240,7 +239,10 @@ def read_pickled(path: Path) -> dict[str, Stored]:
             f"and save it again there, best as safetensors."
         )
     size = path.stat().st_size
-    with _opened(path) as archive:
+    with _reading(path):
+        archive = zipfile.ZipFile(
+            path
+        )  # open while a tensor may be read: its directory is as long as there are tensors
         members = {info.filename: info for info in archive.infolist()}
         programs = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(programs) != 1:
@@ -266,7 +268,7 @@ def read_pickled(path: Path) -> dict[str, Stored]:
             )
 
         def read(tensor: _Tensor = tensor, member: zipfile.ZipInfo = member) -> HostArray:
-            with _opened(path) as archive:
+            with _reading(path):
                 flat = np.frombuffer(archive.read(member), tensor.storage.dtype)
             steps = [s * flat.itemsize for s in tensor.strides]
             view = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, steps, writeable=False)

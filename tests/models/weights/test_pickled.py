@@ -53,6 +53,15 @@ def test_a_tensor_with_strides_and_offset(tmp_path):
         np.testing.assert_array_equal(found["w"].read(), wanted)
 
 
+def test_the_archives_directory_is_read_once(tmp_path, monkeypatch):
+    """It is as long as there are tensors: read for each of them it took seconds for a thousand."""
+    opened, real = [], zipfile.ZipFile
+    monkeypatch.setattr(zipfile, "ZipFile", lambda *args: opened.append(args) or real(*args))
+    for stored in read_pickled(FIXTURES / "gpt2_pickled" / "pytorch_model.bin").values():
+        stored.read()
+    assert len(opened) == 1
+
+
 def evil(call, *args):
     class Evil:
         def __reduce__(self):
