@@ -10,7 +10,15 @@ import optax
 from jaxnn import tree
 from jaxnn.optim.compose import rates, select
 from jaxnn.optim.compose.stable import stable
-from jaxnn.optim.compose.transformation import Context, Transformation, apply_part, check
+from jaxnn.optim.compose.transformation import (
+    KINDS,
+    Context,
+    Transformation,
+    apply_part,
+    check,
+    multiplied,
+    products,
+)
 from jaxnn.optim.hyper import NONNEGATIVE, Hyperparameters, Hypers
 from jaxnn.typing import PyTree
 
@@ -39,9 +47,9 @@ def group(
     Args:
         where: Which parameters.
         tx: What is done with their gradients.
-        lr: Multiplies the rate of the enclosing `stages`; >= 0. Hyperparameter `NAME_lr` where it is not 1.
-        decay: Multiplies its weight decay, and that of a stage within the group; >= 0. Hyperparameter `NAME_decay`
-            where it is not 1.
+        lr: Multiplies the rate of the `stages` around; >= 0. Hyperparameter `NAME_lr` where it is not 1.
+        decay: Multiplies their weight decay, and that of a stage within the group; >= 0. Hyperparameter `NAME_decay`
+            where it is not 1. Of groups within groups all multiply.
         may_be_empty: Whether no leaf may match; else that is an error.
     """
     return Group(where, tx, lr, decay, may_be_empty)
@@ -114,7 +122,7 @@ def groups(**named: Group | tuple[select.Predicate, optax.GradientTransformation
     Raises:
         TypeError: If a group is something else.
         ValueError: If two groups are `otherwise`, or some have a rate of their own and others none; at init and trace
-            time as in `assign`.
+            time as in `assign`; at trace time, if a multiplier finds no rate.
     """
     members = {name: _lift(name, value) for name, value in named.items()}
     rest = [name for name, g in members.items() if g.where is select.otherwise]
@@ -142,12 +150,16 @@ def groups(**named: Group | tuple[select.Predicate, optax.GradientTransformation
     def update(
         updates: PyTree, state: GroupsState, params: PyTree = None, *, context: Context | None = None, **extra: Any
     ) -> tuple[PyTree, GroupsState]:
-        labels = jax.tree.leaves(assign(updates if params is None else params, members))
+        structure, like = jax.tree.structure(updates), updates if params is None else params
+        labels = jax.tree.leaves(assign(like, members))
         values = split(labels, updates)
         weights = split(labels, params) if params is not None else dict.fromkeys(members)
         told = context or Context()
-        multiplied = ("lr_multipliers", "decay_multipliers")
-        trees = {kind: split(labels, tree_of) for kind in multiplied if (tree_of := getattr(told, kind)) is not None}
+        _check_rate(told, {name: numbers[f"{name}_lr"] for name in members if f"{name}_lr" in numbers})
+        for kind in KINDS:
+            told = multiplied(told, kind, own_multipliers(state, labels, like, kind))
+        fields = [f"{kind}_multipliers" for kind in KINDS]
+        trees = {field: split(labels, tree_of) for field in fields if (tree_of := getattr(told, field)) is not None}
         states: dict[str, PyTree] = {}
         merged: list[Any] = [None] * len(labels)
         for name, g in members.items():
@@ -155,21 +167,37 @@ def groups(**named: Group | tuple[select.Predicate, optax.GradientTransformation
             passed = {key: value for key, value in extra.items() if key != "grad"}
             if params is not None and "value_fn" in extra:
                 passed["value_fn"] = _beside(extra["value_fn"], params)
-            mine = told._replace(**{kind: tree_of[name] for kind, tree_of in trees.items()})
+            mine = told._replace(**{field: tree_of[name] for field, tree_of in trees.items()})
             new, states[name] = apply_part(g.tx, values[name], state.groups[name], weights[name], mine, passed)
-            flat = jax.tree.leaves(new, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
-            for i, at in enumerate(labels):
+            for i, (at, leaf) in enumerate(zip(labels, structure.flatten_up_to(new), strict=True)):
                 if at == name:
-                    merged[i] = flat[i]
+                    merged[i] = leaf
         _, hypers = hyper.at(state.hyper)
-        return jax.tree.unflatten(jax.tree.structure(updates), merged), GroupsState(states, hypers)
+        return jax.tree.unflatten(structure, merged), GroupsState(states, hypers)
+
+    def own_multipliers(state: GroupsState, labels: list[str], params: PyTree, kind: str) -> PyTree:
+        """A tree like `params` of the groups' multipliers, or None where all are 1."""
+        if not any(f"{name}_{kind}" in numbers for name in members):
+            return None
+        h, one = hyper.at(state.hyper)[0], jnp.ones((), jnp.float32)
+        return jax.tree.unflatten(jax.tree.structure(params), [h.get(f"{name}_{kind}", one) for name in labels])
 
     def multipliers(state: GroupsState, params: PyTree, kind: str) -> PyTree:
-        """A tree like `params` of the groups' multipliers, or None where all are 1."""
-        if not any(name.endswith(f"_{kind}") for name in numbers):
-            return None
-        one = jnp.ones((), jnp.float32)
-        return jax.tree.map(lambda name: state.hyper.values.get(f"{name}_{kind}", one), assign(params, members))
+        """Likewise, times those of groups inside."""
+        labels = jax.tree.leaves(assign(params, members))
+        parts, one = split(labels, params), jnp.ones((), jnp.float32)
+        inside = {
+            name: tree_of
+            for name, g in members.items()
+            if isinstance(g.tx, Transformation) and "multipliers" in g.tx.facts
+            if (tree_of := g.tx.facts["multipliers"](state.groups[name], parts[name], kind)) is not None
+        }
+        structure, theirs = jax.tree.structure(params), None
+        if inside:
+            found = {name: structure.flatten_up_to(tree_of) for name, tree_of in inside.items()}
+            leaves = [found[name][i] if name in found else one for i, name in enumerate(labels)]
+            theirs = jax.tree.unflatten(structure, leaves)
+        return products(own_multipliers(state, labels, params, kind), theirs)
 
     return Transformation(
         init,
@@ -186,12 +214,30 @@ def groups(**named: Group | tuple[select.Predicate, optax.GradientTransformation
     )
 
 
+def _masked(x: Any) -> bool:
+    """Whether this is another group's place."""
+    return isinstance(x, optax.MaskedNode)
+
+
+def _check_rate(told: Context, multipliers: Mapping[str, float]) -> None:
+    """Refuses multipliers of a rate where there is none that shows.
+
+    Raises:
+        ValueError: Naming the first group.
+    """
+    if multipliers and told.lr is None:
+        name, value = next(iter(multipliers.items()))
+        raise ValueError(
+            f"optim.groups: group {name!r} has lr={value!r:.20}, and around the groups no rate that it multiplies: "
+            "optax hides its own. Put the groups and optim.scale_by_lr into one optim.stages."
+        )
+
+
 def _beside(fn: Callable[..., Any], params: PyTree) -> Callable[..., Any]:
     """An objective of all parameters as one of a group's, the others as they are."""
-    masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
 
     def of_group(own: PyTree, *rest: Any, **more: Any) -> Any:
-        whole = jax.tree.map(lambda x, p: p if masked(x) else x, own, params, is_leaf=masked)
+        whole = jax.tree.map(lambda x, p: p if _masked(x) else x, own, params, is_leaf=_masked)
         return fn(whole, *rest, **more)
 
     return of_group

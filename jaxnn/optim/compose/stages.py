@@ -1,5 +1,6 @@
 """`stages`: a chain whose parts have names, so that state has stable paths and parts can know of each other."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,17 @@ import optax
 from jaxnn.optim.compose.measures import BY_LEAVES, Metrics, Seen, check_choices, measure
 from jaxnn.optim.compose.rates import check_stages
 from jaxnn.optim.compose.stable import stable
-from jaxnn.optim.compose.transformation import ELEMENTWISE, READS_PARAMS, Context, Transformation, apply_part, check
+from jaxnn.optim.compose.transformation import (
+    ELEMENTWISE,
+    KINDS,
+    READS_PARAMS,
+    Context,
+    Transformation,
+    apply_part,
+    check,
+    multiplied,
+    products,
+)
 from jaxnn.typing import PyTree
 
 
@@ -45,27 +56,33 @@ def stages(*, metrics: Sequence[str] = (), **named: optax.GradientTransformation
     last = [n for n, part in parts.items() if isinstance(part, Transformation) and part.facts.get("after_lr")]
     order = [name for name in parts if name not in last] + last
 
-    def told_of(states: Mapping[str, PyTree], params: PyTree, found: Context) -> Context:
-        for name, part in parts.items():
-            if not isinstance(part, Transformation):
-                continue
-            if "lr_in_effect" in part.facts:
-                rate, peak = part.facts["lr_in_effect"](states[name])
+    known = {name: part.facts if isinstance(part, Transformation) else {} for name, part in parts.items()}
+    multiplying = {name: facts["multipliers"] for name, facts in known.items() if "multipliers" in facts}
+
+    def told_of(states: Mapping[str, PyTree], like: PyTree, found: Context) -> tuple[Context, dict[str, Context]]:
+        """What the parts are told; and what those with multipliers, who know their own, are told of the others'."""
+        for name, facts in known.items():
+            if "lr_in_effect" in facts:
+                rate, peak = facts["lr_in_effect"](states[name])
                 found = found._replace(lr=rate, lr_peak=peak)
-            if "multipliers" in part.facts and params is not None:
-                for kind in ("lr", "decay"):
-                    tree_of = part.facts["multipliers"](states[name], params, kind)
-                    if tree_of is not None:
-                        found = found._replace(**{f"{kind}_multipliers": tree_of})
-        return found
+        trees = {name: [fact(states[name], like, kind) for kind in KINDS] for name, fact in multiplying.items()}
+
+        def by(names: Sequence[str]) -> Context:
+            told = found
+            for name in names:
+                for kind, tree in zip(KINDS, trees[name], strict=True):
+                    told = multiplied(told, kind, tree)
+            return told
+
+        return by(list(trees)), {name: by([other for other in trees if other != name]) for name in trees}
 
     def run(
         updates: PyTree, states: Mapping[str, PyTree], params: PyTree, outer: Context, extra: Mapping[str, Any]
     ) -> Any:
-        told = told_of(states, params, outer)
+        told, others = told_of(states, updates if params is None else params, outer)
         grads, new = updates, {}
         for name in order:
-            updates, new[name] = apply_part(parts[name], updates, states[name], params, told, extra)
+            updates, new[name] = apply_part(parts[name], updates, states[name], params, others.get(name, told), extra)
         return updates, new, measure(chosen, Seen(grads, updates, params, parts, new, told))
 
     def init(params: PyTree) -> StagesState:
@@ -73,7 +90,10 @@ def stages(*, metrics: Sequence[str] = (), **named: optax.GradientTransformation
         values: dict[str, Any] = {}
         if chosen:  # which names there are depends on the parameters
             with_value = {"value": jnp.zeros(()), "value_fn": lambda p, **_: jnp.zeros(())}
-            shapes = jax.eval_shape(lambda p, s: run(p, s, p, Context(), with_value)[2], params, states)
+            # What is asked of the stages around is there in an update; of them the metric "lr" must not show any rate.
+            rate = None if "lr" in chosen else jnp.ones((), jnp.float32)
+            outer = Context(lr=rate, lr_peak=rate)
+            shapes = jax.eval_shape(lambda p, s: run(p, s, p, outer, with_value)[2], params, states)
             values = {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.values.items()}
         return StagesState(states, Metrics(values))
 
@@ -83,13 +103,17 @@ def stages(*, metrics: Sequence[str] = (), **named: optax.GradientTransformation
         new_updates, states, values = run(updates, state.stages, params, context or Context(), extra)
         return new_updates, StagesState(states, values)
 
-    facts: dict[str, Any] = {}
-    for name, part in parts.items():  # one at most
-        if isinstance(part, Transformation) and "lr_in_effect" in part.facts:
-            facts["lr_in_effect"] = lambda state, n=name, p=part: p.facts["lr_in_effect"](state.stages[n])
-    known = [part.facts if isinstance(part, Transformation) else {} for part in parts.values()]
-    if all(fact.get("elementwise") for fact in known) and not set(chosen) & BY_LEAVES:
+    def multipliers(state: StagesState, params: PyTree, kind: str) -> PyTree:
+        """Of all groups inside, for the rate and the decay around."""
+        trees = (fact(state.stages[name], params, kind) for name, fact in multiplying.items())
+        return functools.reduce(products, trees)
+
+    facts: dict[str, Any] = {"multipliers": multipliers} if multiplying else {}
+    for name, own in known.items():  # one at most
+        if "lr_in_effect" in own:
+            facts["lr_in_effect"] = lambda state, n=name, fact=own["lr_in_effect"]: fact(state.stages[n])
+    if all(own.get("elementwise") for own in known.values()) and not set(chosen) & BY_LEAVES:
         facts |= ELEMENTWISE
-    if "norms" in chosen or any(fact.get("reads_params") for fact in known):
+    if "norms" in chosen or any(own.get("reads_params") for own in known.values()):
         facts |= READS_PARAMS
     return Transformation(init, update, name="stages", parts=parts, wants_context=True, facts=facts)

@@ -34,6 +34,32 @@ class Context(NamedTuple):
     norm: tuple[tuple[Any, ...], Array] | None = None
 
 
+KINDS = ("lr", "decay")  # of multipliers
+
+
+def products(left: PyTree, right: PyTree) -> PyTree:
+    """Multipliers of multipliers, leaf by leaf; None is 1 everywhere.
+
+    The product of the same two numbers is one array, so that leaves still show whether they share one.
+    """
+    if left is None or right is None:
+        return right if left is None else left
+    made: dict[tuple[int, int], Array] = {}
+
+    def one(a: Array, b: Array) -> Array:
+        if (id(a), id(b)) not in made:
+            made[id(a), id(b)] = a * b
+        return made[id(a), id(b)]
+
+    return jax.tree.map(one, left, right)
+
+
+def multiplied(context: Context, kind: str, multipliers: PyTree) -> Context:
+    """A context with further multipliers of "lr" or "decay", a tree like the parameters or None."""
+    name = f"{kind}_multipliers"
+    return context._replace(**{name: products(getattr(context, name), multipliers)})
+
+
 # Each element of the update and of the state depends on the same element of the gradients, of the state before and,
 # where it reads them, of the parameters, and on sums over all of them, whatever array they are in: one vector of all
 # leaves is to it what the leaves are. `optim.flat` asks.
