@@ -1,5 +1,6 @@
 """One rate on every way through an optimizer: two turn the direction round twice, none never, and both climb."""
 
+import itertools
 from collections.abc import Mapping
 
 import optax
@@ -26,7 +27,7 @@ def _leaves(part: optax.GradientTransformation) -> list[tuple[str, optax.Gradien
 
 
 def check_stages(where: str, parts: Mapping[str, optax.GradientTransformation]) -> None:
-    """Refuses a chain with two rates.
+    """Refuses a chain with two rates, and one whose rate multiplies a decay that belongs after it.
 
     Raises:
         ValueError: Naming both.
@@ -38,6 +39,22 @@ def check_stages(where: str, parts: Mapping[str, optax.GradientTransformation]) 
             "parameters would climb. Take the core for what is ready-made (optim.adam_core() for optim.adam(lr)), or "
             "leave the other rate out."
         )
+    if found:
+        rate = found[0]
+        before = itertools.takewhile(lambda name: name != rate.partition(".")[0], parts)
+        inside = {name: parts[name] for name in before if not _is_late(parts[name])}  # who is late comes after the rate
+        late = [f"{name}.{at}" for name, part in inside.items() for at, inner in _leaves(part) if _is_late(inner)]
+        if late:
+            stage = late[0].partition(".")[0]
+            raise ValueError(
+                f"{where}: {late[0]!r} is to come after the rate, {rate!r}, and within {stage!r} it comes before: the "
+                "rate turns its sign round, and with decay the parameters grow. Put it beside the rate, or take "
+                'optim.decay(..., coupling="lr").'
+            )
+
+
+def _is_late(part: optax.GradientTransformation) -> bool:
+    return isinstance(part, Transformation) and bool(part.facts.get("after_lr"))
 
 
 def check_groups(where: str, parts: Mapping[str, optax.GradientTransformation], lr: Mapping[str, float]) -> None:

@@ -44,8 +44,8 @@ def stages(*, metrics: Sequence[str] = (), **named: optax.GradientTransformation
 
     Raises:
         TypeError: If a stage is no gradient transformation.
-        ValueError: If there is no stage, two have a rate, or a metric is unknown; at init and trace time, if a metric
-            has no stage to measure.
+        ValueError: If there is no stage, two have a rate, a decay inside a stage before the rate is of a coupling that
+            comes after it, or a metric is unknown; at init and trace time, if a metric has no stage to measure.
     """
     where = "optim.stages"
     if not named:

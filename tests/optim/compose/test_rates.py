@@ -28,6 +28,14 @@ RATE = optim.scale_by_lr(1.0)
             lambda: optim.groups(a=optim.group(optim.otherwise, optim.adam(1e-3), lr=0.1)),
             r"group 'a' has lr=0.1, which multiplies the rate of the optim.stages around",
         ),
+        (
+            lambda: optim.stages(a=optim.stages(b=ADAM, d=optim.decay(0.1, coupling="schedule")), lr=RATE),
+            r"'a.d' is to come after the rate, 'lr', and within 'a' it.*the parameters grow. Put it beside the rate",
+        ),
+        (
+            lambda: optim.stages(g=optim.groups(a=(optim.otherwise, optim.decay(0.1, coupling="none"))), lr=RATE),
+            r"'g.a' is to come after the rate, 'lr', and within 'g'",
+        ),
     ],
 )
 def test_two_rates_on_one_way_or_one_on_some(make, message):
