@@ -59,6 +59,14 @@ def test_each_step_is_the_papers_polynomial():
     assert optim.polar_express(10).steps[-1] == POLAR_EXPRESS[-1]
 
 
+def test_a_scale_may_compute_in_jnp():
+    """Traced, its values had no truth to compare."""
+    grads = {"wide": normal(2, 3), "tall": normal(3, 2, seed=1)}
+    one = optim.newton_schulz(1)
+    mine = optim.muon_core(orthogonalize=one, scale=lambda m, n: jnp.sqrt(jnp.maximum(1.0, n / m)))
+    close(once(mine, grads), once(optim.muon_core(orthogonalize=one, scale=optim.spectral), grads))
+
+
 def test_of_an_orthogonal_momentum_is_itself_scaled():
     grads = {"w": orthogonal(8, 3) * 7, "t": (orthogonal(8, 3) * 0.01).T}
     tx = optim.muon_core(orthogonalize=optim.polar_express(8), scale=optim.unscaled)

@@ -1,5 +1,6 @@
 """Muon: the momentum of each matrix, made orthogonal."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -66,6 +67,11 @@ def muon_core(
     split = check_split_heads(where, split_heads)
     check_choices(where, orthogonalize=orthogonalize, scale=scale)
 
+    @functools.cache
+    def factor(rows: int, cols: int) -> float:
+        with jax.ensure_compile_time_eval():  # it may compute in jnp
+            return float(scale(rows, cols))
+
     def init(params: Params) -> MuonState:
         check_matrices(where, views(where, params, split))
         return MuonState(hyper.init(), jax.tree.map(lambda p: jnp.zeros_like(full(p)), params))
@@ -76,13 +82,13 @@ def muon_core(
         known = views(where, grads if params is None else params, split)
 
         # What depends on the shape alone multiplies the stack once, not every leaf.
-        whole = all(scale(view.rows, view.cols) == scale(view.cols, view.rows) for view in known)
+        whole = all(factor(view.rows, view.cols) == factor(view.cols, view.rows) for view in known)
 
         mixed = mean_of(h.momentum)
 
         def one_shape(mu: Array, *g: Array) -> Array:
             u = orthogonalize(mixed(mu, *g) if nesterov else mu)
-            return scale(*u.shape[-2:]) * u if whole else u
+            return factor(*u.shape[-2:]) * u if whole else u
 
         gs = jax.tree.leaves(grads)
         # New momenta leaf by leaf, and then the stack of them: a stack of the old ones would be read after the new ones
@@ -90,7 +96,7 @@ def muon_core(
         mu = list(map(mixed, jax.tree.leaves(state.mu), gs))
         updates = in_wide_stacks(one_shape, known, mu, *([gs] if nesterov else []))
         if not whole:
-            updates = [scale(view.rows, view.cols) * u for view, u in zip(known, updates)]
+            updates = [factor(view.rows, view.cols) * u for view, u in zip(known, updates)]
         structure = jax.tree.structure(grads)
         return jax.tree.unflatten(structure, updates), MuonState(hypers, jax.tree.unflatten(structure, mu))
 
