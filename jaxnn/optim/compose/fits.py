@@ -52,14 +52,29 @@ def check_gradients(where: str, grads: PyTree, params: PyTree = None) -> None:
 
 
 def checked_init(where: str, init: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`init` that refuses parameters that cannot be trained."""
+    """`init` that refuses parameters that cannot be trained, and gives every array once."""
 
     @functools.wraps(init)
     def checked(params: PyTree) -> PyTree:
         check_leaves(where, params)
-        return init(params)
+        return once(init(params), params)
 
     return checked
+
+
+def once(state: PyTree, params: PyTree) -> PyTree:
+    """A state with a copy of what it holds twice, or shares with the parameters: donated, it is given away once."""
+    seen = set(map(id, jax.tree.leaves(params)))
+
+    def one(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer):
+            return x
+        if id(x) in seen:
+            return x.copy()
+        seen.add(id(x))
+        return x
+
+    return jax.tree.map(one, state)
 
 
 def checked_update(

@@ -13,6 +13,7 @@ import optax
 
 from jaxnn import tree
 from jaxnn.optim.compose.dtypes import decoded, encoded
+from jaxnn.optim.compose.fits import once
 from jaxnn.optim.compose.places import Place, abstract_init, places
 from jaxnn.optim.compose.quantize import Quantized
 from jaxnn.optim.compose.transformation import Transformation, walk
@@ -121,7 +122,7 @@ def migrate(
     used = set(kept.values())
     dropped = tuple(place.path for place in old if place.path not in used and not _superseded(place))
     report = Migration(kept, why, dropped, tuple(tree.leaves_by_path(params)))
-    return jax.tree.unflatten(treedef, leaves), report
+    return once(jax.tree.unflatten(treedef, leaves), params), report
 
 
 def _check(state: PyTree, tx: optax.GradientTransformation, params: PyTree) -> None:

@@ -71,7 +71,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
     """An optax gradient transformation with a name, its parts, and its hyperparameters.
 
     Attributes:
-        init: `init(params) -> state`. Refuses leaves that cannot be trained.
+        init: `init(params) -> state`, of arrays of its own, each once. Refuses leaves that cannot be trained.
         update: `update(updates, state, params=None, **extra) -> (updates, state)`. Refuses gradients and states that
             do not fit.
         unchecked: `update` for who has checked already.

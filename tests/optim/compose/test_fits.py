@@ -5,6 +5,7 @@ Without the parameters only the state tells what would fit; an optimizer that re
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 from jaxnn import optim
@@ -79,3 +80,26 @@ def test_micro_batches_that_do_not_fit_the_sum():
             half({"a": PARAMS["a"]}, state)
         with pytest.raises(ValueError, match=r"optim.accumulate: .*\ba: float32\[2, 1\] against float32\[2, 2\]"):
             half(PARAMS | {"a": jnp.ones((2, 1))}, state)
+
+
+OWN = {
+    "schedule_free": lambda: optim.schedule_free_sgd(1.0),
+    "prodigy": lambda: optim.prodigy(1.0),
+    "lbfgs": lambda: optim.lbfgs(1.0, 1),
+    "loss_scale": lambda: optim.loss_scale(optim.sgd(1.0)),
+    "optax": lambda: optim.stable(optax.contrib.prodigy(1.0)),
+}
+
+
+@pytest.mark.parametrize("make", OWN.values(), ids=OWN)
+def test_a_state_holds_each_array_once_and_none_of_the_parameters(make):
+    """XLA refuses to be donated a buffer twice: the first step of a loop that donates failed."""
+    leaves = jax.tree.leaves((PARAMS, make().init(PARAMS)))
+    assert len(set(map(id, leaves))) == len(leaves)
+
+
+def test_a_first_state_may_be_donated():
+    tx = optim.schedule_free_sgd(1.0)
+    step = jax.jit(lambda s, p: tx.update(p, s, p), donate_argnums=0)
+    _, state = step(tx.init(PARAMS), PARAMS)
+    assert float(optim.get(state, "weights")) == 1

@@ -45,6 +45,7 @@ def test_a_stage_is_added_and_another_renamed():
     text = [" ".join(line.split()) for line in str(report).splitlines()]
     assert "kept stages/direction/mu/* 3 from stages/adam/mu/*" in text
     assert "<table>" in report._repr_html_()
+    assert len(set(map(id, jax.tree.leaves(moved)))) == len(jax.tree.leaves(moved))  # it may be donated
     jax.jit(new.update)(PARAMS, moved, PARAMS)
 
 
