@@ -247,12 +247,12 @@ def _sample(record: Record) -> list[str]:
 
 
 def _settings(record: Record) -> list[tuple[str, str]]:
-    """The experiment's config, then what `fit` was given besides."""
+    """The experiment's config, then what `fit` was given besides; paths as `facts.near` has them."""
     config = record.config.get("config")
     own = dict(flat(config)) if isinstance(config, Mapping) else {}
     fit = {name: value for name, value in flat(record.fit) if name not in own and value != "null"}
     hidden = {"batch_size", "examples", *(name.partition(".")[2] for name in OWN)}
-    shown = [(name, value) for name, value in [*own.items(), *fit.items()] if name not in hidden]
+    shown = [(name, facts.near(value)) for name, value in [*own.items(), *fit.items()] if name not in hidden]
     return [(f"`{name}`", f"`{value.replace('`', chr(39))}`" if value else "") for name, value in shown]
 
 

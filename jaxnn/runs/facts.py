@@ -77,7 +77,7 @@ def _data(record: Record) -> str:
     said = [f"{examples:,} examples to learn from" if isinstance(examples, int) else ""]
     if isinstance(count := begun.get("validation_examples"), int):
         said.append(f"{count:,} for validation")
-    said.append(f"from {named}" if isinstance(named, str) else "")
+    said.append(f"from {near(named)}" if isinstance(named, str) else "")
     said.append(str(begun.get("data", "")))
     return "; ".join(filter(None, said))
 
@@ -181,12 +181,12 @@ def _command(record: Record) -> str:
         elif word in LEFT_OUT:
             skipped = True
         else:
-            words.append("python" if number == 0 else _near(word))
+            words.append("python" if number == 0 else near(word))
     line = " ".join(shlex.quote(word) for word in words)
     return line if len(line) <= LONGEST else line[: LONGEST - 4] + " ..."
 
 
-def _near(word: str) -> str:
+def near(word: str) -> str:
     """An absolute path as seen from the working folder where it lies in it, else its last part."""
     if not os.path.isabs(word):
         return word

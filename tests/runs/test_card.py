@@ -104,6 +104,17 @@ def test_a_run_tells_what_its_folder_holds(tmp_path):
     assert text.endswith("*Written by `jaxnn card` from the files of `r`.*\n")
 
 
+def test_where_data_lies_on_a_machine_is_not_told(tmp_path, blank):
+    folder = make(tmp_path / "r")
+    config = json.loads((tmp_path / "r" / "config.json").read_text())
+    config["config"]["data"] = "/home/somebody/sets/flowers"
+    (tmp_path / "r" / "config.json").write_text(json.dumps(config))
+    text = card(tmp_path, folder)
+    assert "from flowers" in cells(text, "data")[0]
+    assert cells(text, "`data`") == ["`flowers` |"]
+    assert "somebody" not in text
+
+
 def test_seeds_have_a_row_each_and_a_mean_with_its_spread(tmp_path):
     accuracies = [0.8125, 0.75, 0.9]
     folders = [make(tmp_path / f"r{seed}", seed) for seed in range(3)]
