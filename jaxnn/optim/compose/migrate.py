@@ -183,12 +183,7 @@ def _source(target: Place, candidates: list[Place], targets: list[Place], common
     source = _choose(candidates, target)
     if source is not None or not _is_count(target):
         return source
-    return None if any(_is_moment(p) and p.path.startswith(_root(target)) for p in targets) else common
-
-
-def _is_moment(place: Place) -> bool:
-    """Whether a leaf remembers something of the parameters: of one of them, or of all in one array (`flat`)."""
-    return not place.scalar and (place.param is not None or np.ndim(place.leaf) > 0)
+    return None if any(p.remembers and p.path.startswith(_root(target)) for p in targets) else common
 
 
 def _root(place: Place) -> str:
@@ -199,7 +194,7 @@ def _root(place: Place) -> str:
 
 def _begun_anew(targets: list[Place], reasons: list[str | None]) -> set[str]:
     """The states of whose moments none is carried over: a correction by their count would be of other moments."""
-    moments = [(_root(p), reason) for p, reason in zip(targets, reasons, strict=True) if _is_moment(p)]
+    moments = [(_root(p), reason) for p, reason in zip(targets, reasons, strict=True) if p.remembers]
     return {root for root, _ in moments} - {root for root, reason in moments if reason is None}
 
 

@@ -46,6 +46,11 @@ class Place(NamedTuple):
     rest: str
     scalar: bool
 
+    @property
+    def remembers(self) -> bool:
+        """Whether it holds something of the parameters: of one of them, or of all in one array (`flat`)."""
+        return not self.scalar and (self.param is not None or np.ndim(self.leaf) > 0)
+
 
 def places(state: PyTree, params: PyTree) -> Iterator[Place]:
     """Every leaf of a state, in flattening order. Works on arrays and on shapes.

@@ -184,9 +184,6 @@ def summary(
             )
         sizes = axis_sizes(mesh)
         local = [shard_shape(shape, spec, sizes) for shape, spec in zip(local, flat)]
-    held: dict[tuple[str, str], list[tuple[Place, tuple[int, ...]]]] = {}
-    for place, shape in zip(found, local):
-        held.setdefault((place.stage, place.group), []).append((place, shape))
     leaves = {leaf.path: leaf for leaf in jax.tree.leaves(select.leaves(params))}
     parts = cells(tx, params)
     held: dict[tuple[str, str], list[tuple[Place, tuple[int, ...]]]] = {key: [] for key in parts.kinds}
@@ -229,7 +226,7 @@ def _row(
         kind,
         len(leaves),
         sum(math.prod(leaf.shape) for leaf in leaves),
-        tuple(sorted({str(place.leaf.dtype) for place, _ in held if place.param is not None})),
+        tuple(sorted({str(place.leaf.dtype) for place, _ in held if place.remembers})),
         sum(size(np.shape(place.leaf), place) for place, _ in held),
         sum(size(shape, place) for place, shape in held),
         hypers,

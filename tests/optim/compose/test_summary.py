@@ -38,6 +38,13 @@ def test_stages_by_groups_with_their_bytes():
     assert found.elements == 100
 
 
+def test_the_vectors_of_flat_have_a_dtype():
+    tx = optim.with_state_dtype(optim.flat(optim.adamw(1e-3)), {"mu": jnp.bfloat16})
+    rows = {row.stage: row for row in optim.summary(tx, PARAMS).rows}
+    assert rows["adam"].dtypes == ("bfloat16", "float32")
+    assert rows["decay"].dtypes == ()
+
+
 def test_it_prints_the_assignment_and_says_that_roles_are_guesses():
     """optax has nothing of the kind: what a label function or a mask did to which leaf is seen in the losses."""
     text = str(optim.summary(chain(), PARAMS))
