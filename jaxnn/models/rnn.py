@@ -147,6 +147,8 @@ class GRUCell(Cell):
 class LSTMCell(Cell):
     """`c <- f c + i g`, `h <- o tanh(c)`; the state is (h, c), the gates' order i, f, g, o. Forget biases begin at 1.
 
+    Over time it has a backward pass of its own (`lstm_scan`), so a layer has a reverse-mode derivative only.
+
     Source:
         Hochreiter and Schmidhuber 1997; forget gates: Gers et al. 2000; their bias: Jozefowicz et al. 2015.
     """
