@@ -7,6 +7,7 @@ Shape suffixes: B examples, K beams, N = B K, L tokens written, V vocabulary.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -123,7 +124,8 @@ def beam_search(
         end: The token that ends a sequence, and the last one in it.
         length: L.
         beams: K; 1 is not quite `greedy_search`, which ends where the end is likeliest.
-        length_penalty: Scores are log-probabilities over (tokens written) ** length_penalty; 0 favours the short.
+        length_penalty: Scores are log-probabilities over (tokens written) ** length_penalty; 0 favours the short. At
+            least 0.
         pad: What follows an end.
 
     Returns:
@@ -131,12 +133,16 @@ def beam_search(
         Places without any hypothesis have the score -inf.
 
     Raises:
-        ValueError: If a size is below 1 or a leaf of the cache has another leading axis.
+        ValueError: If a size is below 1, the penalty is negative, or a leaf of the cache has another leading axis.
 
     Source:
         Graves 2012, arXiv:1211.3711, section 3; length normalisation by division, as Bahdanau et al. 2015 note.
     """
     _check("models.beam_search", cache, batch, length, beams)
+    if not 0 <= length_penalty < math.inf:
+        raise ValueError(
+            f"models.beam_search: length_penalty={length_penalty}. Tried: a power of the length. Write 0 or more."
+        )
     rows = jnp.arange(batch)[:, None] * beams
 
     def normal(scores: Array, written: Array | int) -> Array:

@@ -5,6 +5,7 @@ its own key, so that what it writes depends neither on the others nor on how the
 """
 
 import functools
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -155,7 +156,7 @@ def _ids(prompt: Any, vocab: int, given: str) -> HostArray:
     if ids.ndim != 1 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(
             f"{given}: prompt of shape {ids.shape} and {ids.dtype}. Tried: bytes or integer ids [n], n >= 1. Write "
-            f"prompt=b'\\n' to start from nothing, a list of prompts for several."
+            f"one token at least (a new line's, say, to start from nothing), a list of prompts for several."
         )
     if ids.min() < 0 or ids.max() >= vocab:
         raise ValueError(
@@ -170,6 +171,8 @@ def _keys(key: Any, count: int, needed: bool, given: str) -> Array:
     if key is None and needed:
         raise ValueError(f"{given}: no key. Tried: drawing. Write key=jax.random.key(0), or temperature=0.")
     key = rng.wrap(np.zeros(2, np.uint32)) if key is None else key
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"{given}: key {key.dtype}{list(key.shape)}. Tried: a typed key. Write jax.random.key(0).")
     if key.ndim == 0:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
     if key.shape != (count,):
@@ -225,9 +228,11 @@ def generate(
     several = isinstance(prompt, (list, tuple)) and not all(isinstance(x, (int, np.integer)) for x in prompt)
     prompts: Any = prompt if several else [prompt]
     ids = [_ids(p, c.vocab, given) for p in prompts]
-    if steps < 1 or temperature < 0 or (top_k is not None and not 1 <= top_k <= c.vocab):
+    whole = all(isinstance(n, numbers.Integral) for n in (steps, beams, 1 if top_k is None else top_k))
+    if not whole or steps < 1 or not 0 <= temperature < np.inf or (top_k is not None and not 1 <= top_k <= c.vocab):
         raise ValueError(
-            f"{given}. Tried: steps >= 1, temperature >= 0, top_k None or 1 to {c.vocab}. Write such values."
+            f"{given}, beams={beams}. Tried: whole steps >= 1 and beams, a finite temperature >= 0, top_k None or 1 to "
+            f"{c.vocab}. Write such values."
         )
     if (top_p is not None and not 0 < top_p <= 1) or (stop is not None and not 0 <= stop < c.vocab):
         raise ValueError(f"{given}, stop={stop}. Tried: top_p in (0, 1], stop in the vocabulary. Write such values.")
