@@ -24,11 +24,11 @@ def starts(*lists: Sequence[int]) -> list[list[Start]]:
     Equal sizes in succession have hidden starts, sums of two scalars each: 96 parts need 20 scalars.
 
     Returns:
-        Whole numbers, or int32 scalars, which `part` takes.
+        Whole numbers, or int32 scalars (where those hold all of them), which `part` takes.
     """
     places = [list(itertools.accumulate(sizes, initial=0))[:-1] for sizes in lists]
     found: list[list[Start]] = [list(part) for part in places]
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or max(map(sum, lists), default=0) > np.iinfo(np.int32).max:
         return found
     runs = []
     for which, sizes in enumerate(lists):

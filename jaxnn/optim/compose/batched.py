@@ -12,7 +12,7 @@ import optax
 from jaxnn import tree
 from jaxnn.optim.compose import select
 from jaxnn.optim.compose.places import Place, places
-from jaxnn.optim.compose.transformation import Context, Transformation, apply_part, label, walk
+from jaxnn.optim.compose.transformation import KINDS, Context, Transformation, apply_part, asks, label, walk
 from jaxnn.optim.compose.wrapping import inner_of
 from jaxnn.typing import Array, PyTree
 
@@ -43,8 +43,13 @@ def batched(tx: optax.GradientTransformation) -> Transformation:
         updates: PyTree, state: PyTree, params: PyTree = None, *, context: Context | None = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
         context = context or Context()
-        if isinstance(inner, Transformation) and inner.wants_context and context.lr_multipliers is not None:
-            raise ValueError(f"{where}: {label(inner)} asks for the groups' multipliers. Put it outside.")
+        multiplied = context.lr_multipliers is not None or context.decay_multipliers is not None
+        if multiplied and any(asks(inner, kind) for kind in KINDS):
+            raise ValueError(
+                f"{where}: {label(inner)} asks for the groups' multipliers, which are the leaves' own. Put rate and "
+                "decay outside: optim.stages(muon=optim.batched(optim.muon_core()), decay=..., lr=...)."
+            )
+        context = context._replace(lr_multipliers=None, decay_multipliers=None)
         passed = {name: value for name, value in extra.items() if name != "grad"}
 
         def run(grads: PyTree, weights: PyTree, part: PyTree) -> tuple[PyTree, PyTree]:
@@ -121,6 +126,9 @@ class _Stack:
         abstract = jax.eval_shape(inner.init, shape)
         found = list(places(abstract, shape))
         own = [place.param is not None for place in found]
+        joint = [p.path for p, mine in zip(found, own) if not mine and np.shape(held[p.path]) != np.shape(p.leaf)]
+        if joint:
+            raise _coupled(where, inner, f"its state {joint} holds all of them in one array")
         given = [
             jnp.stack([held[_path(place, path)] for path in self.paths]) if mine else held[place.path]
             for place, mine in zip(found, own)
@@ -139,16 +147,21 @@ class _Stack:
             if "out_axes" not in str(error):
                 raise
             shared = [place.path for place, mine in zip(found, own) if not mine]
-            raise ValueError(
-                f"{where}: {label(inner)} couples leaves: of its state {shared}, which all of them share, some depends "
-                "on a gradient. Put what couples them outside: optim.stages(clip=..., muon=optim.batched(...))."
-            ) from error
+            text = f"of its state {shared}, which all of them share, some depends on a gradient"
+            raise _coupled(where, inner, text) from error
         state = {
             _path(place, path) if mine else place.path: leaf[i] if mine else leaf
             for place, mine, leaf in zip(found, own, new, strict=True)
             for i, path in enumerate(self.paths)
         }
         return [updates[i] for i in range(len(self.members))], state
+
+
+def _coupled(where: str, inner: optax.GradientTransformation, how: str) -> ValueError:
+    return ValueError(
+        f"{where}: {label(inner)} couples leaves: {how}. Put what couples them outside: "
+        "optim.stages(clip=..., muon=optim.batched(...))."
+    )
 
 
 def _path(place: Place, param: str) -> str:

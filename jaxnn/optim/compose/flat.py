@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import optax
 
 from jaxnn import tree
 from jaxnn.optim.compose.apart import joined, part, starts
-from jaxnn.optim.compose.transformation import Context, Transformation, apply_part, check, label, walk
+from jaxnn.optim.compose.transformation import KINDS, Context, Transformation, apply_part, asks, check, label, walk
 from jaxnn.optim.compose.wrapping import wrap
 from jaxnn.typing import Array, PyTree
 
@@ -112,26 +112,20 @@ def _of_vector(where: str, inner: Transformation, context: Context | None) -> Co
         ValueError: Naming two leaves that differ, if a rate or a decay would be multiplied.
     """
     told = context or Context()
-    asked = {
-        "lr_multipliers": any("lr_in_effect" in facts for facts in _all_facts(inner)),
-        "decay_multipliers": any("after_lr" in facts for facts in _all_facts(inner)),
-    }
-    for kind, is_asked in asked.items():
-        known = tree.leaves_by_path(getattr(told, kind)) if is_asked and getattr(told, kind) is not None else {}
+    for kind in KINDS:
+        field = f"{kind}_multipliers"
+        given = getattr(told, field) if asks(inner, kind) else None
+        known = {} if given is None else tree.leaves_by_path(given)
         first = next(iter(known.items()), None)
         other = next((path for path, m in known.items() if first is not None and m is not first[1]), None)
         if first is not None and other is not None:
             raise ValueError(
-                f"{where}: one vector has one multiplier of its {kind.partition('_')[0]}, and {first[0]!r} and "
+                f"{where}: one vector has one multiplier of its {kind}, and {first[0]!r} and "
                 f"{other!r} are of groups with multipliers of their own. Put flat inside each group: "
                 "optim.groups(NAME=(predicate, optim.flat(...)), ...)."
             )
-        told = told._replace(**{kind: None if first is None else first[1]})
+        told = told._replace(**{field: None if first is None else first[1]})
     return told
-
-
-def _all_facts(inner: Transformation) -> list[Mapping[str, Any]]:
-    return [part.facts for _, part in walk(inner) if isinstance(part, Transformation)]
 
 
 def _order(sizes: Sequence[int]) -> list[int]:

@@ -166,6 +166,12 @@ def walk(part: optax.GradientTransformation, path: str = "") -> Iterator[tuple[s
             yield from walk(inner, f"{path}.{name}" if path and name else path or name)
 
 
+def asks(tx: optax.GradientTransformation, kind: str) -> bool:
+    """Whether a part at any depth may ask for the groups' multipliers of "lr" or "decay"."""
+    fact = {"lr": "lr_in_effect", "decay": "after_lr"}[kind]
+    return any(isinstance(part, Transformation) and fact in part.facts for _, part in walk(tx))
+
+
 def schedules_of(tx: optax.GradientTransformation) -> dict[str, Schedule]:
     """The schedules in a transformation by full name: `lr.lr`; what optax hides in closures is not found."""
     return {name: schedule for name, schedule, _ in _scheduled(tx)}

@@ -88,7 +88,7 @@ def test_it_works_inside_stages_and_groups():
         return optim.stages(
             clip=optim.clip_by_global_norm(1.0),
             pre=optim.groups(
-                matrices=optim.group(optim.role("matrix"), wrap(orthogonal()), lr=0.5),
+                matrices=optim.group(optim.role("matrix"), wrap(optim.stages(o=orthogonal())), lr=0.5),
                 adam=(optim.otherwise, optim.adam_core()),
             ),
             lr=optim.scale_by_lr(1e-2),
@@ -100,13 +100,24 @@ def test_it_works_inside_stages_and_groups():
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), found, expected)
     specs = tree.leaves_by_path(optim.state_specs(chain(optim.batched), params, zero_axis="data", mesh={"data": 8}))
-    assert specs["stages/pre/groups/matrices/mu/blocks_0/up"] == jax.sharding.PartitionSpec(None, "data")
+    assert specs["stages/pre/groups/matrices/stages/o/mu/blocks_0/up"] == jax.sharding.PartitionSpec(None, "data")
 
 
 def test_what_couples_leaves_is_refused():
     params = parameters(2)
     tx = optim.batched(optim.stages(clip=optim.clip_by_global_norm(1.0), adam=optim.adam_core()))
     with pytest.raises(ValueError, match=r"optim.batched: stages couples leaves.*stages/clip/factor.*outside"):
+        tx.update(params, tx.init(params), params)
+    tx = optim.batched(optim.flat(optim.adam_core()))
+    with pytest.raises(
+        ValueError, match=r"batched: flat couples leaves: its state \['inner/mu'.*in one array. Put what"
+    ):
+        tx.update(params, tx.init(params), params)
+    own = optim.batched(optim.stages(adam=optim.adam_core(), decay=optim.decay(0.1)))
+    tx = optim.groups(a=optim.group(optim.role("matrix"), own, decay=0.5), b=(optim.otherwise, optim.adam_core()))
+    with pytest.raises(
+        ValueError, match=r"batched: stages asks for the groups' multipliers.*Put rate and decay outside"
+    ):
         tx.update(params, tx.init(params), params)
     with pytest.raises(ValueError, match=r"optim.batched: groups has groups inside. Write optim.groups\(NAME="):
         optim.batched(optim.groups(adam=(optim.otherwise, optim.adam_core())))
