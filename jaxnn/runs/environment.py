@@ -1,5 +1,6 @@
 """What a run ran on, as data: enough to explain how two runs differ, nothing that names whose machine it is."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -64,7 +65,9 @@ def usage() -> dict[str, float]:
         how many processes ran or waited to run, averaged over the last minute.
     """
     used = {"cpu_s": round(time.process_time(), 2)}
-    return used | ({"load": round(os.getloadavg()[0], 2)} if hasattr(os, "getloadavg") else {})
+    with contextlib.suppress(AttributeError, OSError):  # not on every system, nor in every container
+        used["load"] = round(os.getloadavg()[0], 2)
+    return used
 
 
 def package_version(distribution: str) -> str | None:

@@ -28,6 +28,18 @@ def test_the_fingerprint_says_what_is_so():
     assert socket.gethostname() not in json.dumps({k: v for k, v in found.items() if k not in ("command", "platform")})
 
 
+def test_a_system_that_does_not_tell_its_load_stops_no_run(monkeypatch):
+    assert list(runs.usage()) == ["cpu_s", "load"]
+
+    def unobtainable():
+        raise OSError
+
+    monkeypatch.setattr(environment.os, "getloadavg", unobtainable)
+    assert list(runs.usage()) == ["cpu_s"]
+    monkeypatch.delattr(environment.os, "getloadavg")
+    assert list(runs.usage()) == ["cpu_s"]
+
+
 def test_git_state_knows_a_dirty_checkout_and_no_checkout(tmp_path):
     assert environment.git_state(tmp_path) is None
 
