@@ -124,10 +124,15 @@ def check_number(where: str, name: str, value: Any, domain: Domain | None = None
     """A hyperparameter's value as a float.
 
     Raises:
-        TypeError: If it is no number.
+        TypeError: If it is no number, or a traced one.
         ValueError: If it is outside its domain.
     """
     domain = domain or DOMAINS.get(name, ANY)
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"{where}: {name} is traced, and an optimizer is built of numbers, which are checked. Build it with one, "
+            "and set the other in its state: optim.set_hyper(tx.init(params), NAME=value), which may be traced."
+        )
     if isinstance(value, (bool, str, bytes)) or np.ndim(value) != 0 or not hasattr(value, "__float__"):
         raise TypeError(f"{where}: {name} must be a number or a schedule (step -> number), got {value!r:.60}.")
     number = float(value)
