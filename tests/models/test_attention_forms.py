@@ -210,6 +210,13 @@ def test_a_cache_read_slot_by_slot_gives_what_the_whole_text_gives():
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="cuDNN may be there")
+def test_cudnn_says_in_our_words_that_it_is_not_there():
+    q = jnp.ones((1, 8, 2, 16), jnp.bfloat16)
+    with pytest.raises(ValueError, match=r"form='cudnn', operands bfloat16: .*\. Tried: cuDNN's kernel, which wants"):
+        attention(q, q, q, causal=True, form="cudnn")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

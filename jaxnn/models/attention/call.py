@@ -76,8 +76,8 @@ def attention(
         [B, T, H, D] in the dtype of `q`.
 
     Raises:
-        ValueError: If the shapes do not fit each other, the window or form is unknown, or dropout is asked of a form
-            that has none.
+        ValueError: If the shapes do not fit each other, the window or form is unknown, dropout is asked of a form that
+            has none, or "cudnn" where it cannot run.
 
     Source:
         Vaswani et al. 2017, arXiv:1706.03762; Ainslie et al. 2023, arXiv:2305.13245 (grouped queries); Press et al.
@@ -131,15 +131,25 @@ def _library(rules: Rules, q: Array, k: Array, v: Array, bias: Array | None, giv
     free = Rules(False, None, rules.scale, rules.dtype, rules.empty)
     mask = allowed(free, rows, columns, given.segment, given.key_segment, given.mask)
     window = rules.window
-    y = jax.nn.dot_product_attention(
-        *(x.astype(rules.dtype) for x in (q, k, v)),
-        bias=None if bias is None else bias.astype(rules.dtype),
-        mask=None if mask is None else mask[:, 0],
-        scale=rules.scale,
-        is_causal=rules.causal,
-        local_window_size=None if window is None else (window - 1, 0 if rules.causal else window - 1),
-        implementation=form,
-    )
+    try:
+        y = jax.nn.dot_product_attention(
+            *(x.astype(rules.dtype) for x in (q, k, v)),
+            bias=None if bias is None else bias.astype(rules.dtype),
+            mask=None if mask is None else mask[:, 0],
+            scale=rules.scale,
+            is_causal=rules.causal,
+            local_window_size=None if window is None else (window - 1, 0 if rules.causal else window - 1),
+            implementation=form,
+        )
+    except jax.errors.JaxRuntimeError:  # a device's, when it ran
+        raise
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        if form != "cudnn":
+            raise
+        raise ValueError(
+            f"attention.attention: form='cudnn', operands {rules.dtype}: {error} Tried: cuDNN's kernel, which wants an "
+            f"NVIDIA device and 16-bit operands. Write form=None, or matmul_dtype=jnp.bfloat16 there."
+        ) from error
     if not rules.empty:
         return y
     readable = allowed(rules, rows, columns, given.segment, given.key_segment, given.mask)
