@@ -23,6 +23,7 @@ from jaxnn.data import epoch_order, host_batch, order
 from jaxnn.optim.population import Population
 from jaxnn.report import curve
 from jaxnn.runs import Section
+from jaxnn.train.values import Lookups, within
 from jaxnn.typing import Batch, Mean, Source, Strategy
 
 # What of a state is one a member; data order, seed and position are shared.
@@ -94,8 +95,14 @@ def _sums_program(task: Task) -> Callable[..., Any]:
     return jax.jit(jax.vmap(make_value_fn(task, train=False), in_axes=(0, 0, None, None)))
 
 
-def evaluate(task: Task, state: State, source: Source, *, batch_size: int, strategy: Strategy) -> dict[str, Any]:
-    """The objective and the task's scalar metrics of every member over all of `source`, as a row holds them."""
+def evaluate(
+    task: Task, state: State, source: Source, *, batch_size: int, strategy: Strategy, lookups: Lookups
+) -> dict[str, Any]:
+    """The objective and the task's scalar metrics of every member over all of `source`, as a row holds them.
+
+    Raises:
+        ValueError: If a batch has numbers that the model cannot look up, of which `lookups` tells.
+    """
     n = len(source)
     size = min(batch_size, n)
     params = jax.vmap(optim.eval_params)(state.opt_state, state.params)
@@ -103,6 +110,7 @@ def evaluate(task: Task, state: State, source: Source, *, batch_size: int, strat
     ids = epoch_order(source, 0, size, shuffle=False)
     for first in range(order.steps_per_epoch(n, size)):
         batch = host_batch(source, ids(first, 1)[0])
+        within("train.fit", batch, lookups, f"validation batch {first}")
         sums = _sums_program(task)(params, state.model_state, strategy.put_batch(batch), state.key)
         for name, mean in jax.device_get(sums).items():
             if np.ndim(mean.sum) == 1:

@@ -1,6 +1,7 @@
 """From the arguments of `fit` to everything that a run needs before its state exists; refuses, and compiles nothing."""
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -285,7 +286,7 @@ def prepare(
 
         every_hook: list[Hook] = []
         if validation is not None:
-            score = evaluate if population is None else populations.evaluate
+            score = evaluate if population is None else functools.partial(populations.evaluate, lookups=lookups)
             look = lambda state: score(task, state, validation, batch_size=size, strategy=strategy)  # noqa: E731
             every_hook.append(Evaluate(look))
         every_hook += [*hooks, StopOnNonFinite()]

@@ -1,10 +1,11 @@
 """Numbers that a model has no row or class for are refused with their place, wherever in the data they are."""
 
+import flax.linen as nn
 import numpy as np
 import optax
 import pytest
 
-from jaxnn import data, losses, models, parallel, train
+from jaxnn import data, losses, models, optim, parallel, train
 from jaxnn.train import values
 
 N, T, B, VOCAB, CLASSES = 24, 5, 4, 9, 3
@@ -119,3 +120,25 @@ def test_bytes_are_not_read_for_a_vocabulary_of_all(monkeypatch):
     values.resident_within("here", stream, stream.resident(), {"x": values.Lookup(256, "tokens", "")})
     with pytest.raises(pytest.fail.Exception):
         values.resident_within("here", stream, stream.resident(), {"x": values.Lookup(97, "tokens", "")})
+
+
+class Votes(nn.Module):
+    """Each token votes for a class."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return models.layers.Embed(VOCAB, CLASSES)(x).sum(axis=1)
+
+
+def test_a_population_s_validation_data_is_looked_at_too():
+    with pytest.raises(ValueError, match=r"train\.fit: 'x' .* of validation batch 4 has 99 in example 17, place 2"):
+        train.fit(
+            train.supervised(Votes(), losses.cross_entropy),
+            optim.sgd(0.1),
+            data.Arrays(examples()),
+            batch_size=B,
+            steps=1,
+            population=optim.members(lr=[0.1, 0.2]),
+            validation=data.Arrays(examples(x=((17, 2), 99))),
+            log=QUIET,
+        )
