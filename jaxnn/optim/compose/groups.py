@@ -16,11 +16,10 @@ from jaxnn.optim.compose.transformation import (
     Transformation,
     apply_part,
     check,
-    multiplied,
     products,
 )
 from jaxnn.optim.hyper import NONNEGATIVE, Hyperparameters, Hypers
-from jaxnn.typing import PyTree
+from jaxnn.typing import Array, PyTree
 
 
 class Group(NamedTuple):
@@ -113,8 +112,8 @@ def groups(**named: Group | tuple[select.Predicate, optax.GradientTransformation
     """Each group of parameters through its own transformation.
 
     Every leaf must match exactly one predicate; the one group whose predicate is `optim.otherwise` takes the rest.
-    `optim.frozen` is a transformation that leaves its group as it is. Norms outside stay global; a group's own
-    transformation sees only its leaves. `optim.summary` prints the assignment.
+    `optim.frozen` is a transformation that leaves its group as it is: decay around it passes it by. Norms outside stay
+    global; a group's own transformation sees only its leaves. `optim.summary` prints the assignment.
 
     Args:
         named: Name -> (predicate, transformation), or `optim.group(...)` with multipliers.
@@ -132,6 +131,12 @@ def groups(**named: Group | tuple[select.Predicate, optax.GradientTransformation
     numbers: dict[str, Any] = {f"{n}_{kind}": getattr(g, kind) for n, g in members.items() for kind in ("lr", "decay")}
     numbers = {name: value for name, value in numbers.items() if value != 1.0}
     hyper = Hyperparameters("optim.groups", domains=dict.fromkeys(numbers, NONNEGATIVE), **numbers)
+
+    still = {name for name, g in members.items() if isinstance(g.tx, Transformation) and g.tx.facts.get("frozen")}
+
+    def multiplier(h: Mapping[str, Array], name: str, kind: str) -> Array | None:
+        """A group's own, None where it is 1; what is frozen does not decay either."""
+        return jnp.zeros((), jnp.float32) if kind == "decay" and name in still else h.get(f"{name}_{kind}")
 
     def split(labels: list[str], values: PyTree) -> dict[str, PyTree]:
         leaves, treedef = jax.tree.flatten(values)
@@ -156,10 +161,9 @@ def groups(**named: Group | tuple[select.Predicate, optax.GradientTransformation
         weights = split(labels, params) if params is not None else dict.fromkeys(members)
         told = context or Context()
         _check_rate(told, {name: numbers[f"{name}_lr"] for name in members if f"{name}_lr" in numbers})
-        for kind in KINDS:
-            told = multiplied(told, kind, own_multipliers(state, labels, like, kind))
-        fields = [f"{kind}_multipliers" for kind in KINDS]
-        trees = {field: split(labels, tree_of) for field in fields if (tree_of := getattr(told, field)) is not None}
+        fields = {kind: f"{kind}_multipliers" for kind in KINDS}
+        given = {kind: split(labels, whole) for kind, at in fields.items() if (whole := getattr(told, at)) is not None}
+        h, hypers = hyper.at(state.hyper)
         states: dict[str, PyTree] = {}
         merged: list[Any] = [None] * len(labels)
         for name, g in members.items():
@@ -167,20 +171,22 @@ def groups(**named: Group | tuple[select.Predicate, optax.GradientTransformation
             passed = {key: value for key, value in extra.items() if key != "grad"}
             if params is not None and "value_fn" in extra:
                 passed["value_fn"] = _beside(extra["value_fn"], params)
-            mine = told._replace(**{field: tree_of[name] for field, tree_of in trees.items()})
+            mine = told
+            for kind, field in fields.items():
+                own, theirs = multiplier(h, name, kind), given[kind][name] if kind in given else None
+                of_leaves = None if own is None else jax.tree.map(lambda _, m=own: m, values[name])
+                mine = mine._replace(**{field: products(theirs, of_leaves)})
             new, states[name] = apply_part(g.tx, values[name], state.groups[name], weights[name], mine, passed)
             for i, (at, leaf) in enumerate(zip(labels, structure.flatten_up_to(new), strict=True)):
                 if at == name:
                     merged[i] = leaf
-        _, hypers = hyper.at(state.hyper)
         return jax.tree.unflatten(structure, merged), GroupsState(states, hypers)
 
     def own_multipliers(state: GroupsState, labels: list[str], params: PyTree, kind: str) -> PyTree:
         """A tree like `params` of the groups' multipliers, or None where all are 1."""
-        if not any(f"{name}_{kind}" in numbers for name in members):
-            return None
         h, one = hyper.at(state.hyper)[0], jnp.ones((), jnp.float32)
-        return jax.tree.unflatten(jax.tree.structure(params), [h.get(f"{name}_{kind}", one) for name in labels])
+        known = {name: m for name in members if (m := multiplier(h, name, kind)) is not None}
+        return jax.tree.unflatten(jax.tree.structure(params), [known.get(n, one) for n in labels]) if known else None
 
     def multipliers(state: GroupsState, params: PyTree, kind: str) -> PyTree:
         """Likewise, times those of groups inside."""

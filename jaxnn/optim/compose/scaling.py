@@ -223,4 +223,9 @@ def stateless(fn: Callable[[PyTree, PyTree], PyTree], name: str, *, descends: bo
     return Transformation(lambda params: (), update, name=name, facts=facts)
 
 
-frozen = stateless(lambda updates, params: jax.tree.map(jnp.zeros_like, updates), "frozen")
+def _still(updates: PyTree, state: tuple[()], params: PyTree = None, **extra: Any) -> tuple[PyTree, tuple[()]]:
+    del params, extra
+    return jax.tree.map(jnp.zeros_like, updates), state
+
+
+frozen = Transformation(lambda params: (), _still, name="frozen", facts={"opaque": True, "frozen": True})

@@ -53,18 +53,26 @@ def test_multipliers_reach_the_rate_and_the_decay_around_whatever_lies_between(n
     np.testing.assert_allclose(updates["b"], -half * (1 + half * 0.1 * PARAMS["b"]), rtol=1e-6)
 
 
+@pytest.mark.parametrize("coupling", ["lr", "schedule", "none"])
+def test_what_is_frozen_does_not_decay(coupling):
+    """The decay around the groups moved it, silently."""
+    parts = optim.groups(a=(optim.path("a"), optim.frozen), b=(optim.otherwise, optim.sgd_core()))
+    tx = optim.stages(parts=parts, decay=optim.decay(0.1, coupling=coupling), lr=optim.scale_by_lr(1.0))
+    updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    np.testing.assert_array_equal(updates["a"], 0)
+    np.testing.assert_allclose(updates["b"], -0.1 * PARAMS["b"], rtol=1e-6)
+
+
 def test_groups_within_a_group_of_some_leaves():
     """The places of leaves that the outer groups had given to another were counted as the inner ones'."""
     params, sgd = PARAMS | {"c": jnp.ones(3)}, optim.sgd_core()
-    inner = optim.groups(
-        b=optim.group(optim.path("b"), sgd, lr=0.5), c=optim.group(optim.path("c"), optim.frozen, decay=0.5)
-    )
+    inner = optim.groups(b=optim.group(optim.path("b"), sgd, lr=0.5), c=optim.group(optim.path("c"), sgd, decay=0.5))
     outer = optim.groups(late=optim.group(optim.path("b|c"), inner, lr=0.1), early=(optim.path("a"), sgd))
     tx = optim.stages(parts=outer, decay=optim.decay(0.1), lr=optim.scale_by_lr(1.0))
     updates, _ = tx.update(params, tx.init(params), params)
     np.testing.assert_allclose(updates["a"], -1.1 * params["a"], rtol=1e-6)
     np.testing.assert_allclose(updates["b"], -0.05 * 1.1 * params["b"], rtol=1e-6)
-    np.testing.assert_allclose(updates["c"], -0.1 * 0.05 * params["c"], rtol=1e-6)
+    np.testing.assert_allclose(updates["c"], -0.1 * 1.05 * params["c"], rtol=1e-6)
 
 
 def test_metrics_within_do_not_need_the_rate_around_at_init():
