@@ -5,6 +5,7 @@ need none of it: `TextFiles`, and `text.encode()`.
 """
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -172,6 +173,10 @@ class Tokenizer:
                 f"data.Tokenizer.train: kind={kind!r}, vocab={vocab}. Tried: bpe or wordpiece, of at least {least} "
                 f"tokens. Write vocab=8192, say."
             )
+        texts = iter(texts)
+        if (first := next(texts, None)) is None:
+            raise ValueError("data.Tokenizer.train: no texts. Tried: learning from them. Give at least one.")
+        texts = itertools.chain([first], texts)
         return cls(
             subwords.trained_wordpiece(texts, vocab, lowercase is not False)
             if kind == "wordpiece"
