@@ -41,11 +41,14 @@ def _product(how: How, x: Array, kernel: Array) -> Array:
 def _gates(entering: Array) -> Array:
     """i, f, g and o side by side, of what enters them: a logistic function is a tanh of half its argument.
 
+    In float32 at least: the difference from 1 of a narrow tanh is 0 long before the gate is closed.
+
     Args:
         entering: [B, 4 H].
     """
-    half = jnp.asarray(np.repeat([0.5, 0.5, 1.0, 0.5], entering.shape[-1] // 4), entering.dtype)
-    return half * jnp.tanh(half * entering) + (1 - half)
+    wide = jnp.promote_types(entering.dtype, jnp.float32)
+    half = jnp.asarray(np.repeat([0.5, 0.5, 1.0, 0.5], entering.shape[-1] // 4), wide)
+    return (half * jnp.tanh(half * entering.astype(wide)) + (1 - half)).astype(entering.dtype)
 
 
 def _run(how: How, hidden: Array, gates: Array, carry: State, valid: Array | None) -> Any:

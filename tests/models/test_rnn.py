@@ -9,6 +9,7 @@ import pytest
 
 from jaxnn import rng, tree
 from jaxnn.models import RNN, GRUCell, LSTMCell, SimpleCell, products
+from jaxnn.models.lstm_scan import How, lstm_scan
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "translation"
 CELLS = {"simple": SimpleCell, "gru": GRUCell, "lstm": LSTMCell}
@@ -89,6 +90,18 @@ def test_the_lstms_backward_pass_is_that_of_the_scan(narrow):
     for path, want in scan.items():
         assert own[path].dtype == want.dtype
         np.testing.assert_allclose(own[path], want, atol=0.05 if narrow else 1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_a_gate_that_is_nearly_closed_is_not_shut(dtype):
+    """Neither its value nor its gradient is 0 where a logistic function's is not."""
+    entering = jnp.asarray([[[-8.0, 0.0, 0.5, 0.0]]], dtype)  # i, f, g, o of one state
+    none = (jnp.zeros((1, 1), dtype),) * 2
+    last = lambda gates: lstm_scan(How(None, False, 1), jnp.zeros((1, 4)), gates, none, None)[0][1][0, 0]  # noqa: E731
+    value, grads = jax.value_and_grad(last)(entering)
+    wanted = jax.nn.sigmoid(-8.0) * jnp.tanh(0.5)
+    np.testing.assert_allclose(np.float32(value), wanted, rtol=1e-2)
+    np.testing.assert_allclose(np.float32(grads[0, 0, 0]), wanted, rtol=2e-2)
 
 
 def test_what_stands_in_padding_changes_nothing_in_either_direction():
