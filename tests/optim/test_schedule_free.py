@@ -23,12 +23,17 @@ def run(tx, grads=tuple(GRADS)):
 
 
 def test_any_optimizer_is_averaged_by_the_largest_rate_so_far():
-    """Lion's signs with decay at y, a rate that rises and falls, weights t lr_max^2: z, y and x as in the paper."""
+    """Lion's signs with decay at y, a rate that rises and falls, weights t lr_max^2: z, y and x as in the paper.
+
+    b1 changes too, and then is set: x stays what it is.
+    """
     rates = np.asarray([0.1, 0.2, 0.3, 0.2, 0.1])
+    b1 = np.asarray([0.8, 0.6, 0.9, 0.9, 0.5])
     base = optim.stages(
         lion=optim.lion_core(0.0, 0.9), decay=optim.decay(0.1), lr=optim.scale_by_lr(lambda t: jnp.asarray(rates)[t])
     )
-    params, state = run(optim.schedule_free(base, 0.8, r=1.0))
+    params, state = run(optim.schedule_free(base, lambda t: jnp.asarray(b1)[t], r=1.0))
+    state = optim.set_hyper(state, b1=0.99)
     for k, start in PARAMS.items():
         x = y = z = start.astype(np.float64)
         weights = 0.0
@@ -37,7 +42,7 @@ def test_any_optimizer_is_averaged_by_the_largest_rate_so_far():
             weight = (t + 1) * rates[: t + 1].max() ** 2
             weights += weight
             x = x + weight / weights * (z - x)
-            y = 0.2 * z + 0.8 * x
+            y = (1 - b1[t]) * z + b1[t] * x
         np.testing.assert_allclose(params[k], y, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(optim.eval_params(state, params)[k], x, rtol=1e-5, atol=1e-6)
 

@@ -23,19 +23,20 @@ INTERPOLATION = Domain(low=0, high=1, low_open=True, high_open=True)  # at 0 not
 
 
 class ScheduleFreeState(NamedTuple):
-    """The base sequence `z`, float32; the largest rate so far and the sum of the weights, scalars; the inner state."""
+    """The base sequence `z`, float32; scalars: the share of x in y, which was the last update's b1, the largest rate so
+    far and the sum of the weights; the inner state."""
 
     hyper: Hypers
     z: Params
+    share: Array
     lr_max: Array
     weights: Array
     inner: PyTree
 
     def eval_params(self, params: Params) -> Params:
         """The average x, of which the trained y = (1 - b1) z + b1 x."""
-        b1 = self.hyper.values["b1"]
-        share = 1 - 1 / b1
-        return over(lambda z, y: (full(y) + times(share, z - full(y))).astype(y.dtype), self.z, params)
+        back = 1 - 1 / self.share
+        return over(lambda z, y: (full(y) + times(back, z - full(y))).astype(y.dtype), self.z, params)
 
 
 def schedule_free(
@@ -91,8 +92,8 @@ def schedule_free(
 
     def init(params: Params) -> ScheduleFreeState:
         z = jax.tree.map(lambda p: jnp.array(full(p), copy=True), params)
-        zero = jnp.zeros((), jnp.float32)
-        return ScheduleFreeState(hyper.init(), z, zero, zero, inner.init(params))
+        zero, hypers = jnp.zeros((), jnp.float32), hyper.init()
+        return ScheduleFreeState(hypers, z, hypers.values["b1"], zero, zero, inner.init(params))
 
     def update(
         grads: PyTree, state: ScheduleFreeState, params: PyTree = None, *, context: Context | None = None, **extra: Any
@@ -108,12 +109,14 @@ def schedule_free(
         total = state.weights + weight
         share = jnp.where(total > 0, weight / jnp.where(total > 0, total, 1), 0)
 
+        pull = share + (1 - h.b1 / state.share) * (1 - share)  # share, but where b1 is another than y was made with
+
         def moved(u: Array, z: Array, y: Array) -> Array:
-            return times(share, z - full(y)) + times(1 - h.b1 * (1 - share), full(u))
+            return times(pull, z - full(y)) + times(1 - h.b1 * (1 - share), full(u))
 
         updates = jax.tree.map(moved, steps, state.z, params)
         z = jax.tree.map(lambda z, u: z + full(u), state.z, steps)
-        return updates, ScheduleFreeState(hypers, z, lr_max, total, new)
+        return updates, ScheduleFreeState(hypers, z, h.b1, lr_max, total, new)
 
     return wrap("schedule_free", inner, init, update, hyper=hyper)
 
