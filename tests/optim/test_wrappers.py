@@ -60,6 +60,13 @@ def test_lookahead_meets_every_k():
     close(optim.eval_params(state, params), slow)
 
 
+def test_lookahead_that_goes_none_of_the_way_starts_anew():
+    """alpha 0: the fast parameters went on instead."""
+    path, state, params = run(optim.lookahead(optim.sgd(0.1), 4, 0.0))
+    close(path[-1], PARAMS)
+    close(optim.eval_params(state, params), PARAMS)
+
+
 def test_cautious_keeps_what_agrees_and_makes_up_for_the_rest():
     tx = optim.cautious(optim.lion_core(0.9, 0.5))
     state = tx.init(PARAMS)

@@ -144,9 +144,10 @@ def lookahead(tx: optax.GradientTransformation, k: int = 5, alpha: float | Sched
         updates, new = apply_part(inner, grads, state.inner, params, context or Context(), extra)
         h, hypers = hyper.at(state.hyper)
         fast = _after("optim.lookahead", params, updates)
-        share = jnp.where(hypers.count % k == 0, h.alpha, 0.0)
+        due = hypers.count % k == 0
+        share = jnp.where(due, h.alpha, 0.0)
         slow = jax.tree.map(lambda s, f: s + times(share, f - s), state.slow, fast)
-        meet = (share > 0).astype(jnp.float32)
+        meet = due.astype(jnp.float32)
         moved = jax.tree.map(lambda f, s, p: f + times(meet, s - f) - full(p), fast, slow, params)
         return moved, LookaheadState(hypers, slow, new)
 
