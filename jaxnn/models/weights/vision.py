@@ -234,9 +234,10 @@ def from_torchvision(module: nn.Module, state_dict: Mapping[str, Any], *, init: 
     if isinstance(module, inception.Inception) and not module.config.aux:
         given = {name: x for name, x in given.items() if not name.startswith("AuxLogits.")}
     drawn: dict[str, Array] = {}
-    if init is not None and (paths := [e.ours for e in entries if _other_classes(e, given, like)]):
-        layers = {path.rpartition("/")[0] for path in paths}
-        new = [e for e in entries if e.ours.rpartition("/")[0] in layers]
+    paths = {e.ours for e in entries if init is not None and _other_classes(e, given, like)}
+    # A layer of which a part fits is no other head: what it lacks is told.
+    fitting = {e.ours.rpartition("/")[0] for e in entries if e.ours not in paths}
+    if new := [e for e in entries if e.ours.rpartition("/")[0] not in fitting]:
         keep = [e.ours for e in new]
         drawn = jax.jit(lambda key: {path: x for path, x in _init(module, key).items() if path in keep})(init)
         gone = {name for e in new for name in e.theirs}

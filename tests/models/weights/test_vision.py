@@ -58,6 +58,9 @@ def test_a_head_of_other_classes_is_drawn_where_a_key_is_given(name, tmp_path):
     )
     with pytest.raises(ValueError, match=f"lacks '{name}.bias'"):
         vision.from_torchvision(module, bare)
+    half = {n: x for n, x in tensors.items() if n != f"{name}.bias"}
+    with pytest.raises(ValueError, match=f"lacks '{name}.bias'"):  # the kernel is there, and not to be lost
+        vision.from_torchvision(module, half, init=KEY)
     # A key draws heads and nothing else, and none where the head fits.
     same, again = models.load(tmp_path, init=KEY)
     assert same == module
