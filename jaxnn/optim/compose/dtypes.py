@@ -72,7 +72,8 @@ def with_state_dtype(
 
     Raises:
         TypeError: If a storage is no floating dtype and no `Blockwise`.
-        ValueError: If `rounding` is unknown; at init, if a name matches nothing.
+        ValueError: If `rounding` is unknown, or "stochastic" where a storage has none (float16, float8); at init, if a
+            name matches nothing.
 
     Source:
         Dettmers et al. 2022, arXiv:2110.02861; Zamirai et al. 2020, arXiv:2010.06192.
@@ -82,6 +83,8 @@ def with_state_dtype(
     if rounding not in ("stochastic", "nearest"):
         raise ValueError(f'{where}: rounding is {rounding!r}. Give "stochastic" or "nearest".')
     chosen = {name: _check_storage(where, name, value) for name, value in _by_name(dtypes).items()}
+    if rounding == "stochastic":
+        _check_rounded(where, chosen)
 
     def init(params: PyTree) -> StoredState:
         state = inner.init(params)
@@ -164,6 +167,15 @@ def _check_storage(where: str, name: str, storage: Any) -> Storage:
         shown = f" of {name!r}" if name else ""
         raise TypeError(f"{where}: the storage{shown} is {storage!r:.60}. Give a floating dtype or optim.q8.")
     return dtype
+
+
+def _check_rounded(where: str, chosen: Mapping[str, Storage]) -> None:
+    for storage in chosen.values():
+        if not isinstance(storage, Blockwise) and storage.itemsize < 4 and storage != jnp.bfloat16:
+            raise ValueError(
+                f"{where}: {storage} is rounded to nearest only, where a slow average stands still. Give jnp.bfloat16 or "
+                'optim.q8, or say rounding="nearest".'
+            )
 
 
 def _names(place: Place) -> list[str]:

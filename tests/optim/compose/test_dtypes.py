@@ -206,6 +206,10 @@ def test_what_does_not_fit_is_refused():
         optim.with_state_dtype(optim.adamw(1e-3), {"mu": jnp.int8})
     with pytest.raises(ValueError, match="rounding is 'up'"):
         optim.with_state_dtype(optim.adamw(1e-3), optim.q8, rounding="up")
+    for narrow in (jnp.float16, jnp.float8_e4m3fn):
+        with pytest.raises(ValueError, match=r"float.* is rounded to nearest only.*Give jnp.bfloat16 or optim.q8"):
+            optim.with_state_dtype(optim.adamw(1e-3), {"nu": narrow})
+        optim.with_state_dtype(optim.adamw(1e-3), {"nu": narrow}, rounding="nearest")
 
 
 @pytest.mark.slow
