@@ -7,8 +7,8 @@ file before anything is allocated, and a tensor is a view of the memory-mapped f
 import json
 import math
 import os
+import secrets
 import struct
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -241,17 +241,15 @@ class Planned(NamedTuple):
 
 def atomically(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Writes a file so that it is whole or not there; what is mapped from an older one stays what it was."""
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+    part = path.with_name(f"{path.stem}-{secrets.token_hex(4)}.part")
+    out = part.open("xb")  # with the permissions of any new file; asking for them would lift them from other threads'
     try:
-        with os.fdopen(handle, "wb") as out:
+        with out:
             for block in parts:
                 out.write(block)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(part, 0o666 & ~umask)
         os.replace(part, path)
     except BaseException:
-        os.unlink(part)
+        part.unlink()
         raise
 
 

@@ -128,3 +128,21 @@ def test_an_index_is_believed_and_checked(tmp_path):
         index.write_text(json.dumps({"weight_map": lie}))
         with pytest.raises(ValueError, match=message):
             tensors.read_folder(tmp_path)
+
+
+def test_a_file_has_the_permissions_of_any_other_and_asks_nobody(tmp_path, monkeypatch):
+    """`os.umask` tells by setting: files that other threads make meanwhile would be anyone's to write."""
+    (tmp_path / "any").write_bytes(b"")
+    monkeypatch.setattr(tensors.os, "umask", None)
+    tensors.atomically(tmp_path / "model.safetensors", [b"1", b"2"])
+    assert (tmp_path / "model.safetensors").read_bytes() == b"12"
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+    def breaks():
+        yield b"3"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tensors.atomically(tmp_path / "model.safetensors", breaks())
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["any", "model.safetensors"]
+    assert (tmp_path / "model.safetensors").read_bytes() == b"12"
