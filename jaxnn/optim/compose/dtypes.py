@@ -173,8 +173,8 @@ def _check_rounded(where: str, chosen: Mapping[str, Storage]) -> None:
     for storage in chosen.values():
         if not isinstance(storage, Blockwise) and storage.itemsize < 4 and storage != jnp.bfloat16:
             raise ValueError(
-                f"{where}: {storage} is rounded to nearest only, where a slow average stands still. Give jnp.bfloat16 or "
-                'optim.q8, or say rounding="nearest".'
+                f"{where}: {storage} is rounded to nearest only, where a slow average stands still. Give jnp.bfloat16 "
+                'or optim.q8, or say rounding="nearest".'
             )
 
 
