@@ -7,6 +7,8 @@ speed are chosen by backend and give the same values.
 Shape suffixes: B examples, H W rows and columns, C channels, E features.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -202,7 +204,8 @@ def convolve(
         strides: Steps between windows.
         padding: "SAME" (zeros, H' = ceil(H / stride), the odd one after), "VALID" (none), or the zeros on each
             side, one number or (rows, columns), as PyTorch counts them.
-        form: "patches" (slices side by side, times a matrix), "lax" (a convolution), None for the backend's faster one.
+        form: "patches" (slices side by side, times a matrix), "lax" (a convolution, where the backend's is not slow for
+            this shape), None for the backend's faster one.
         dtype: Precision of the operands; see `matmul`. Serves the form "patches"; "lax" casts the operands alone.
 
     Raises:
@@ -220,12 +223,11 @@ def convolve(
         raise ValueError(
             f"layers.Conv: window {window} exceeds x {tree.describe(x)}. Write padding='SAME' or a smaller kernel."
         )
-    if choose_form(form) == "lax":
+    if choose_form(form) == "lax" and not _tiny(x, window):
         if dtype is not None:
             x, kernel = x.astype(dtype), kernel.astype(dtype)
-        y = lax.conv_general_dilated(
-            x, kernel.astype(x.dtype), strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        kernel = kernel.astype(x.dtype)
+        y = jnp.concatenate([_correlate(part, kernel, strides, pads) for part in _portions(x, kernel.shape[-1])])
         return y.astype(jnp.float32) if dtype is not None else y
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
 
@@ -235,6 +237,33 @@ def convolve(
 
     # The patches are kh kw times as large as the images: the backward pass makes them anew rather than reads them.
     return jax.checkpoint(product)(x, kernel)
+
+
+def _correlate(x: Array, kernel: Array, strides: tuple[int, int], pads: Sequence[tuple[int, int]]) -> Array:
+    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _tiny(x: Array, window: tuple[int, int]) -> bool:
+    """Whether images [B, H, W, C] are smaller than the window on a CPU, where XLA's convolution of them is slow.
+
+    It turns the operands round: 2 x 2 images of 512 channels, 3 x 3 to as many, take 440 ms for 32 of them as a
+    convolution and 20 ms as patches.
+    """
+    return jax.default_backend() == "cpu" and (x.shape[1] < window[0] or x.shape[2] < window[1])
+
+
+# Values of a batch of images from which on XLA:CPU takes up to ten times as long for each of a kernel's gradient.
+_PORTION = 1 << 20
+_MOST = 16  # portions: each is a convolution more to compile
+
+
+def _portions(x: Array, features: int) -> list[Array]:
+    """The examples of `x` [B, H, W, C] in equal parts that one CPU takes well; all of them as one elsewhere."""
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:  # over several devices B may be split already
+        return [x]
+    wanted = math.ceil(math.prod(x.shape[:3]) * max(x.shape[-1], features) / _PORTION)
+    count = next((n for n in range(wanted, min(len(x), _MOST) + 1) if len(x) % n == 0), 1)
+    return jnp.split(x, count) if count > 1 else [x]
 
 
 class Conv(nn.Module):

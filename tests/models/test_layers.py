@@ -192,18 +192,39 @@ CASES = [
 ]
 
 
+def convolved(convolve, x, kernel):
+    """A number of a convolution's output, the output, and the gradients of both operands."""
+
+    def f(x, kernel):
+        y = convolve(x, kernel)
+        return jnp.sum(jnp.sin(y)), y
+
+    return jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))(x, kernel)
+
+
 @pytest.mark.parametrize(("size", "window", "strides", "padding"), CASES)
 def test_convolution_forms_agree_with_gradients(size, window, strides, padding):
     x, kernel = normal(2, *size, 3), normal(*window, 3, 4, seed=1)
+    steps = layers.pair(strides)
+    names = ("NHWC", "HWIO", "NHWC")
+    plain = lambda x, k: jax.lax.conv_general_dilated(x, k, steps, padding, dimension_numbers=names)  # noqa: E731
+    expected = convolved(plain, x, kernel)
+    for form in ("patches", "lax"):
+        close(convolved(lambda x, k, form=form: layers.convolve(x, k, strides, padding, form), x, kernel), expected)
 
-    def run(form):
-        def f(x, kernel):
-            y = layers.convolve(x, kernel, strides, padding, form)
-            return jnp.sum(jnp.sin(y)), y
 
-        return jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))(x, kernel)
-
-    close(run("patches"), run("lax"))
+def test_a_large_batch_is_convolved_in_portions_on_one_cpu(monkeypatch):
+    x, kernel = normal(6, 5, 5, 3), normal(3, 3, 3, 4, seed=1)
+    lax = lambda x, k: layers.convolve(x, k, form="lax")  # noqa: E731
+    count = lambda: str(jax.make_jaxpr(lambda *args: lax(*args))(x, kernel)).count("conv_general_dilated[")  # noqa: E731
+    expected = convolved(lax, x, kernel)
+    monkeypatch.setattr(layers, "_PORTION", 5 * 5 * 4 * 2)
+    assert count() == 1  # eight devices, over which the batch may be split
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert count() == 3
+    close(convolved(lax, x, kernel), expected)
+    monkeypatch.setattr(layers, "_PORTION", 1)
+    assert count() == 1  # an example is not cut
 
 
 @pytest.mark.parametrize("pool", [layers.max_pool, layers.avg_pool])
