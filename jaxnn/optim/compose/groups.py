@@ -120,14 +120,16 @@ def groups(**named: Group | tuple[select.Predicate, optax.GradientTransformation
 
     Raises:
         TypeError: If a group is something else.
-        ValueError: If two groups are `otherwise`, or some have a rate of their own and others none; at init and trace
-            time as in `assign`; at trace time, if a multiplier finds no rate.
+        ValueError: If two groups are `otherwise`, some have a rate of their own and others none, or the decay that is
+            to be multiplied is part of a rule; at init and trace time as in `assign`; at trace time, if a multiplier
+            finds no rate.
     """
     members = {name: _lift(name, value) for name, value in named.items()}
     rest = [name for name, g in members.items() if g.where is select.otherwise]
     if len(rest) > 1 or not members:
         raise ValueError(f"optim.groups: {rest or 'no group'}: give groups, of which at most one is optim.otherwise.")
-    rates.check_groups("optim.groups", {n: g.tx for n, g in members.items()}, {n: g.lr for n, g in members.items()})
+    parts, lr, decay = ({name: getattr(g, kind) for name, g in members.items()} for kind in ("tx", "lr", "decay"))
+    rates.check_groups("optim.groups", parts, lr, decay)
     numbers: dict[str, Any] = {f"{n}_{kind}": getattr(g, kind) for n, g in members.items() for kind in ("lr", "decay")}
     numbers = {name: value for name, value in numbers.items() if value != 1.0}
     hyper = Hyperparameters("optim.groups", domains=dict.fromkeys(numbers, NONNEGATIVE), **numbers)

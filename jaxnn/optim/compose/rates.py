@@ -57,13 +57,19 @@ def _is_late(part: optax.GradientTransformation) -> bool:
     return isinstance(part, Transformation) and bool(part.facts.get("after_lr"))
 
 
-def check_groups(where: str, parts: Mapping[str, optax.GradientTransformation], lr: Mapping[str, float]) -> None:
-    """Refuses groups of which some have a rate and others none, and a multiplier that nothing multiplies.
+def check_groups(
+    where: str,
+    parts: Mapping[str, optax.GradientTransformation],
+    lr: Mapping[str, float],
+    decay: Mapping[str, float],
+) -> None:
+    """Refuses groups of which some have a rate and others none, and multipliers of what they do not multiply.
 
     Args:
         where: What an error calls the groups.
         parts: Group -> its transformation.
         lr: Group -> multiplier of the rate.
+        decay: Group -> multiplier of the decay.
 
     Raises:
         ValueError: Naming the groups.
@@ -84,3 +90,20 @@ def check_groups(where: str, parts: Mapping[str, optax.GradientTransformation], 
                 f"{where}: group {name!r} has lr={lr[name]!r:.20}, which multiplies the rate of the optim.stages "
                 "around the groups, and a rate of its own. Take its core, or put the factor into its own rate."
             )
+    for name, part in parts.items():
+        own = next(
+            (inner.name for _, inner in walk(part) if isinstance(inner, Transformation) and _decays(inner)), None
+        )
+        if decay[name] != 1.0 and own is not None:
+            raise ValueError(
+                f"{where}: group {name!r} has decay={decay[name]!r:.20}, which multiplies stages that are optim.decay, "
+                f"and the weight_decay of {own!r} is part of its rule. Put the factor into that."
+            )
+
+
+def _decays(part: Transformation) -> bool:
+    """Whether decay is part of a rule, as in LAMB, and not a stage of its own."""
+    hyper = part.hyper
+    if hyper is None or "after_lr" in part.facts or "weight_decay" not in hyper.domains:
+        return False
+    return hyper.constants.get("weight_decay") != 0

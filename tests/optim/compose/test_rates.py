@@ -29,6 +29,16 @@ RATE = optim.scale_by_lr(1.0)
             r"group 'a' has lr=0.1, which multiplies the rate of the optim.stages around",
         ),
         (
+            lambda: optim.groups(a=optim.group(optim.otherwise, optim.lamb_core(weight_decay=0.1), decay=0.0)),
+            r"group 'a' has decay=0.0, which multiplies stages.*the weight_decay of 'lamb' is part of its rule",
+        ),
+        (
+            lambda: optim.groups(
+                a=optim.group(optim.otherwise, optim.schedule_free_radam(1.0, weight_decay=0.1), decay=0.0)
+            ),
+            r"the weight_decay of 'rectified_adam' is part of its rule",
+        ),
+        (
             lambda: optim.stages(a=optim.stages(b=ADAM, d=optim.decay(0.1, coupling="schedule")), lr=RATE),
             r"'a.d' is to come after the rate, 'lr', and within 'a' it.*the parameters grow. Put it beside the rate",
         ),
