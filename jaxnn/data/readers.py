@@ -89,11 +89,12 @@ def _labels(where: str, values: list[Any]) -> tuple[dict[str, HostArray], tuple[
                 f"{where}: label {value!r:.60} of example {i} is {type(value).__name__}. Tried: all text, or all "
                 "numbers. Give labels of one kind."
             )
-        if not abs(value) < 2**31:  # not a number, either
-            raise ValueError(
-                f"{where}: label {value!r:.60} of example {i}. Tried: a finite number below 2**31. Mend it."
-            )
-    return {"y": np.array(values, np.int32 if all(isinstance(v, int) for v in values) else np.float32)}, ()
+    whole = all(isinstance(v, int) for v in values)
+    limit, form = (2**31, "an int32") if whole else (float(np.finfo(np.float32).max), "a float32")
+    for i, value in enumerate(values):
+        if not abs(value) < limit:  # not a number, either
+            raise ValueError(f"{where}: label {value!r:.60} of example {i}. Tried: {form}, finite. Mend it.")
+    return {"y": np.array(values, np.int32 if whole else np.float32)}, ()
 
 
 def read_jsonl(path: Place, text: str = "text", *, pair: str | None = None, label: str | None = None) -> Texts:

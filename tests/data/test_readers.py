@@ -24,6 +24,8 @@ def test_json_lines_with_labels_and_partners(tmp_path):
     assert read.arrays["y"].tolist() == [1, 0]
     numbers = write(tmp_path / "n.jsonl", '{"text": "a", "s": 1}\n{"text": "b", "s": 0.5}\n')
     assert data.read_jsonl(numbers, label="s").arrays["y"].dtype == np.float32
+    large = write(tmp_path / "large.jsonl", '{"text": "a", "s": 3.5e9}\n{"text": "b", "s": 7}\n')
+    np.testing.assert_array_equal(data.read_jsonl(large, label="s").arrays["y"], np.float32([3.5e9, 7]))
 
 
 @pytest.mark.parametrize(
