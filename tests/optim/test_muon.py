@@ -168,3 +168,12 @@ def test_refusals_name_the_leaf():
         optim.muon_core(orthogonalize="polar")
     with pytest.raises(ValueError, match="steps is 0"):
         optim.polar_express(0)
+
+
+@pytest.mark.parametrize("orthogonalize", [optim.newton_schulz(), optim.polar_express(3, gram=1.5)])
+def test_one_cpu_takes_a_matrix_at_a_time(orthogonalize, monkeypatch):
+    stack = jax.random.normal(jax.random.key(0), (3, 4, 6))
+    together = orthogonalize(stack)  # eight devices, over which the stack may be split
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert "scan[" in str(jax.make_jaxpr(lambda x: orthogonalize(x))(stack))
+    np.testing.assert_allclose(orthogonalize(stack), together, rtol=1e-5, atol=1e-6)

@@ -59,7 +59,12 @@ class Orthogonalizer:
         x = x / jnp.maximum(norm * self.margin, self.eps).astype(x.dtype)
         wide = x.shape[-2] <= x.shape[-1]
         ratio = max(x.shape[-2:]) / max(min(x.shape[-2:]), 1)
-        return self._by_gram(x, wide) if ratio >= self.gram else self._by_products(x, wide)
+        iterate = self._by_gram if ratio >= self.gram else self._by_products
+        # XLA:CPU multiplies one matrix after the other 1.2 (64 x 64) to 1.5 times (256 x 256) as fast as a batch of
+        # them. Over several devices the batch may be split, and a loop over it would gather it.
+        if len(x) > 1 and jax.default_backend() == "cpu" and jax.device_count() == 1:
+            return jax.lax.map(lambda matrix: iterate(matrix, wide), x)
+        return iterate(x, wide)
 
     def _mm(self, a: Array, b: Array) -> Array:
         if self.dtype is None or jnp.iscomplexobj(a):
