@@ -75,7 +75,9 @@ def batched(tx: optax.GradientTransformation) -> Transformation:
         restored = tree.map_by_path(lambda path, _: new_held[path], state)
         return jax.tree.unflatten(treedef, new_updates), restored
 
-    return Transformation(inner.init, update, name="batched", parts={"": inner}, wants_context=True)
+    known = inner.facts if isinstance(inner, Transformation) else {}
+    facts = {name: fact for name, fact in known.items() if name != "elementwise"}  # the state is the inner one's
+    return Transformation(inner.init, update, name="batched", parts={"": inner}, wants_context=True, facts=facts)
 
 
 def _alike(known: Sequence[select.Leaf], grads: Sequence[Array], weights: Sequence[Array] | None) -> list[list[int]]:

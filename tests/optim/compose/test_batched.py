@@ -103,6 +103,16 @@ def test_it_works_inside_stages_and_groups():
     assert specs["stages/pre/groups/matrices/stages/o/mu/blocks_0/up"] == jax.sharding.PartitionSpec(None, "data")
 
 
+def test_its_rate_shows():
+    """The metric said that there is none, and schedule_free that it is not known."""
+    tx = optim.batched(optim.stages(sgd=optim.sgd_core(), lr=optim.scale_by_lr(0.5)))
+    params = {"w": jnp.ones(2)}
+    for whole in (tx, optim.schedule_free(tx)):
+        around = optim.stages(whole=whole, metrics=("lr",))
+        _, state = around.update(params, around.init(params), params)
+        assert float(optim.metrics(state)["lr"]) == 0.5
+
+
 def test_what_couples_leaves_is_refused():
     params = parameters(2)
     tx = optim.batched(optim.stages(clip=optim.clip_by_global_norm(1.0), adam=optim.adam_core()))
