@@ -1,13 +1,13 @@
-"""One update of `jaxnn.optim` beside optax's, hand-written ones and torch's, and the seconds they take to compile.
+"""One update of `jaxnn.optim` beside optax's, hand-written ones and torch's.
 
-python -m benchmarks.optimizers                       # the short set: 20 M parameters in 150 leaves, compiling
+python -m benchmarks.optimizers                       # 20 M parameters in 150 leaves; Muon; thousands of leaves
 python -m benchmarks.optimizers --leaves 150 1000 --rounds 31
-python -m benchmarks.optimizers --leaves --no-muon    # compiling only
+python -m benchmarks.optimizers --leaves --no-muon    # thousands of leaves only
 python -m benchmarks.optimizers --torch PYTHON        # torch too, by an interpreter that has it
 
 Every round times each arm once, in a shuffled order, after an untimed call; parameters and state are donated. A ratio
 is the median of paired ratios with its interval, of the process's CPU seconds, which other programs disturb less than
-the wall clock. Compilation: caches cleared before; the longest programs once.
+the wall clock. What they take to compile: `benchmarks.optimizer_compile`.
 """
 
 import dataclasses
@@ -24,10 +24,11 @@ import numpy as np
 import optax
 import tyro
 
+from benchmarks.optimizer_compile import LR, update
 from jaxnn import optim
 from jaxnn.bench import statistics
 
-LR, TOTAL = 1e-3, 20_000_000
+TOTAL = 20_000_000
 Step = Callable[[], None]  # one micro-step, done when it returns
 
 
@@ -38,8 +39,7 @@ class Config:
     leaves: tuple[int, ...] = (150,)  # of how many leaves the parameters are
     rounds: int = 21
     muon: bool = True  # also Muon's steps on 96 matrices
-    compiling: bool = True  # also the seconds to compile
-    many: int = 3000  # leaves of the largest program to compile
+    many: int = 3000  # also steps of so many leaves; 0 for none
     torch: pathlib.Path | None = None  # a Python with torch, for its fused and foreach AdamW
 
 
@@ -48,16 +48,6 @@ def parameters(count: int, total: int = TOTAL) -> dict[str, Any]:
     rows = int((total / count) ** 0.5)
     shape = (rows, total // count // rows)
     return {f"layer_{i:04d}": {"kernel": jnp.full(shape, 0.01, jnp.float32)} for i in range(count)}
-
-
-def update(tx: optax.GradientTransformation) -> Callable[..., Any]:
-    """`(params, state, grads) -> (params, state)`, the update applied."""
-
-    def step(params: Any, state: Any, grads: Any) -> Any:
-        updates, state = tx.update(grads, state, params)
-        return jax.tree.map(jnp.add, params, updates), state
-
-    return step
 
 
 def running(step: Callable[..., Any], params: Any, state: Any, grads: Any) -> Step:
@@ -236,16 +226,7 @@ def show(what: str, most: float, times: Mapping[str, np.ndarray]) -> bool:
     return met
 
 
-# ---- compiling
-
-
-def compile_s(step: Callable[..., Any], tx: optax.GradientTransformation, params: Any) -> tuple[float, Any]:
-    """Seconds from a function to its program, from cold caches; and the program."""
-    jax.clear_caches()
-    state = jax.eval_shape(tx.init, params)
-    began = time.perf_counter()
-    program = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
-    return time.perf_counter() - began, program
+# ---- thousands of leaves
 
 
 def filled(params: Any) -> Any:
@@ -272,52 +253,19 @@ def chunked_s(params: Any) -> tuple[float, Step]:
     return seconds[0] - seconds[1], run
 
 
-def told(what: str, least: float, goal: float, theirs: float, ours: float) -> bool:
-    """Prints how much faster ours compiles; says whether by `least`."""
-    ratio = theirs / ours
-    said = "goal met" if ratio >= goal else "met" if ratio >= least else "MISSED"
-    print(
-        f"  compile {what:28} optax {theirs:6.1f} s  jaxnn {ours:6.1f} s  {ratio:.1f} times faster  "
-        f"{said} (must {least:g}, goal {goal:g})",
-        flush=True,
-    )
-    return ratio >= least
-
-
-def compiling(many: int) -> bool:
-    """Prints seconds to compile Muon on 96 matrices and AdamW on many leaves, ours beside optax's."""
-    shape = jax.ShapeDtypeStruct((64, 64), jnp.float32)
-    shapes = {f"blocks_{i}": {"kernel": shape} for i in range(96)}
-    pair = (optax.contrib.muon(LR), optim.muon(LR))
-    seconds = np.asarray([[compile_s(update(tx), tx, shapes)[0] for tx in pair] for _ in range(5)])
-    return told("muon, 96 matrices, best of 5", 8, 12, *seconds.min(axis=0)) & many_leaves(many)
-
-
 def many_leaves(many: int) -> bool:
-    """Prints seconds to compile AdamW on leaves of 16 x 16 and of 67 x 100, and the time of a step of either."""
+    """Prints the time of a step of AdamW on leaves of 16 x 16 and of 67 x 100, and what `chunked_step` compiles in."""
     forms = {"optax": optax.adamw(LR, weight_decay=0.01), "jaxnn": optim.flat(optim.adamw(LR))}
     met = True
     for size in ((16, 16), (67, 100)):
         leaves = {f"layer_{i}": {"kernel": jax.ShapeDtypeStruct(size, jnp.float32)} for i in range(many)}
-        made = {name: compile_s(update(tx), tx, leaves) for name, tx in forms.items()}
-        met &= told(f"adamw, {many} of {size[0]} x {size[1]}, flat", 3, 5, made["optax"][0], made["jaxnn"][0])
-        params = filled(leaves)
-        grads = filled(leaves)
         steps = {
-            name: calls(program, params, jax.jit(forms[name].init)(params), grads)
-            for name, (_, program) in made.items()
+            name: running(update(tx), filled(leaves), jax.jit(tx.init)(filled(leaves)), filled(leaves))
+            for name, tx in forms.items()
         }
         if size == (16, 16):
             seconds, steps["chunked"] = chunked_s(leaves)
-            told(f"adamw, {many} leaves, chunked", 3, 5, made["optax"][0], seconds)
-            others = {
-                "by leaves": optim.adamw(LR),
-                "core alone flat": optim.stages(
-                    adam=optim.flat(optim.adamw_core()), decay=optim.decay(0.01), lr=optim.scale_by_lr(LR)
-                ),
-            }
-            for name, tx in others.items():
-                print(f"  compile adamw, {many} leaves, ours, {name}: {compile_s(update(tx), tx, leaves)[0]:.1f} s")
+            print(f"  compile adamw, {many} leaves, chunked: {seconds:.1f} s")
         met &= show(f"adamw, {many} of {size[0]} x {size[1]}", 1.0, timed(steps, 1, 11))
     return met
 
@@ -359,7 +307,7 @@ def main(cfg: Config) -> bool:
         for side in (64, 256):
             what, most, units, steps = muon_arms(side)
             met &= show(what, most, timed(steps, units, cfg.rounds))
-    return compiling(cfg.many) and met if cfg.compiling else met
+    return many_leaves(cfg.many) and met if cfg.many else met
 
 
 if __name__ == "__main__":
