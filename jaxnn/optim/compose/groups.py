@@ -184,28 +184,27 @@ def groups(**named: Group | tuple[select.Predicate, optax.GradientTransformation
                     merged[i] = leaf
         return jax.tree.unflatten(structure, merged), GroupsState(states, hypers)
 
-    def own_multipliers(state: GroupsState, labels: list[str], params: PyTree, kind: str) -> PyTree:
-        """A tree like `params` of the groups' multipliers, or None where all are 1."""
-        h, one = hyper.at(state.hyper)[0], jnp.ones((), jnp.float32)
-        known = {name: m for name in members if (m := multiplier(h, name, kind)) is not None}
-        return jax.tree.unflatten(jax.tree.structure(params), [known.get(n, one) for n in labels]) if known else None
+    inside = {
+        name: g.tx.facts["multipliers"]
+        for name, g in members.items()
+        if isinstance(g.tx, Transformation) and "multipliers" in g.tx.facts
+    }
 
     def multipliers(state: GroupsState, params: PyTree, kind: str) -> PyTree:
-        """Likewise, times those of groups inside."""
-        labels = jax.tree.leaves(assign(params, members))
-        parts, one = split(labels, params), jnp.ones((), jnp.float32)
-        inside = {
-            name: tree_of
-            for name, g in members.items()
-            if isinstance(g.tx, Transformation) and "multipliers" in g.tx.facts
-            if (tree_of := g.tx.facts["multipliers"](state.groups[name], parts[name], kind)) is not None
-        }
-        structure, theirs = jax.tree.structure(params), None
-        if inside:
-            found = {name: structure.flatten_up_to(tree_of) for name, tree_of in inside.items()}
-            leaves = [found[name][i] if name in found else one for i, name in enumerate(labels)]
-            theirs = jax.tree.unflatten(structure, leaves)
-        return products(own_multipliers(state, labels, params, kind), theirs)
+        """A tree like `params` of the groups' multipliers and of those of groups inside, or None where all are 1."""
+        h, one = hyper.at(state.hyper)[0], jnp.ones((), jnp.float32)
+        known = {name: m for name in members if (m := multiplier(h, name, kind)) is not None}
+        if not known and not inside:
+            return None
+        labels, structure = jax.tree.leaves(assign(params, members)), jax.tree.structure(params)
+        own = jax.tree.unflatten(structure, [known.get(name, one) for name in labels]) if known else None
+        if not inside:
+            return own
+        parts = split(labels, params)
+        trees = {name: fact(state.groups[name], parts[name], kind) for name, fact in inside.items()}
+        found = {name: structure.flatten_up_to(tree_of) for name, tree_of in trees.items() if tree_of is not None}
+        leaves = [found[name][i] if name in found else one for i, name in enumerate(labels)]
+        return products(own, jax.tree.unflatten(structure, leaves) if found else None)
 
     return Transformation(
         init,
