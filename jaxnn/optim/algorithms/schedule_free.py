@@ -23,8 +23,8 @@ INTERPOLATION = Domain(low=0, high=1, low_open=True, high_open=True)  # at 0 not
 
 
 class ScheduleFreeState(NamedTuple):
-    """The base sequence `z`, float32; scalars: the share of x in y, which was the last update's b1, the largest rate so
-    far and the sum of the weights; the inner state."""
+    """The base sequence `z`, float32; scalars: the share of x in y (the last update's b1, at first 1), the largest rate
+    so far and the sum of the weights; the inner state."""
 
     hyper: Hypers
     z: Params
@@ -92,8 +92,8 @@ def schedule_free(
 
     def init(params: Params) -> ScheduleFreeState:
         z = jax.tree.map(lambda p: jnp.array(full(p), copy=True), params)
-        zero, hypers = jnp.zeros((), jnp.float32), hyper.init()
-        return ScheduleFreeState(hypers, z, hypers.values["b1"], zero, zero, inner.init(params))
+        zero, one = jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32)  # at first x, y and z are one
+        return ScheduleFreeState(hyper.init(), z, one, zero, zero, inner.init(params))
 
     def update(
         grads: PyTree, state: ScheduleFreeState, params: PyTree = None, *, context: Context | None = None, **extra: Any
