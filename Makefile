@@ -28,7 +28,7 @@ help: ## This list.
 train: .venv/.installed-experiments ## Train a GPT on Python's standard library (ARGS="--help" lists the options).
 	@.venv/bin/python -m experiments.gpt_stdlib $(ARGS)
 
-test: .venv/.installed-test ## The default tests, at most 10 minutes on 2 cores.
+test: .venv/.installed-test ## The default tests, about 10 minutes on 2 cores, a quarter more the first time.
 	@.venv/bin/python $(PYTEST) $(ARGS)
 
 test-newest: $(if $(NEWEST),.venv-newest/.installed-test) ## The default tests on Python 3.13 and the newest jax, where there is a Python 3.13.
