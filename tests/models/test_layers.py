@@ -213,6 +213,18 @@ def test_convolution_forms_agree_with_gradients(size, window, strides, padding):
         close(convolved(lambda x, k, form=form: layers.convolve(x, k, strides, padding, form), x, kernel), expected)
 
 
+def test_images_below_the_window_are_no_convolution_on_cpu():
+    """XLA:CPU turns their operands round, and takes many times as long."""
+
+    def count(size):
+        shapes = (np.zeros((2, size, size, 3), np.float32), np.zeros((3, 3, 3, 4), np.float32))
+        return str(jax.make_jaxpr(lambda x, k: layers.convolve(x, k, form="lax"))(*shapes)).count(
+            "conv_general_dilated["
+        )
+
+    assert (count(2), count(3)) == (0, 1)
+
+
 def test_a_large_batch_is_convolved_in_portions_on_one_cpu(monkeypatch):
     x, kernel = normal(6, 5, 5, 3), normal(3, 3, 3, 4, seed=1)
     lax = lambda x, k: layers.convolve(x, k, form="lax")  # noqa: E731
