@@ -1,4 +1,4 @@
-"""SGD, RMSprop, AdaGrad and Adafactor: against optax where it is right, and what they reduce to."""
+"""SGD, RMSprop, AdaGrad, RAdam and Adafactor: against optax where it is right, and what they reduce to."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from jaxnn import optim
+from jaxnn.optim.algorithms.adam_variants import rectification
 
 PARAMS = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(4, 6)), jnp.float32), "b": jnp.full((3,), 0.1)}
 
@@ -90,6 +91,21 @@ def test_adafactor_of_a_squared_gradient_of_rank_one_is_exact():
     assert state.rows["w"].shape == (3,)
     assert state.cols["w"].shape == (2,)
     assert state.nu["w"].size == 0
+
+
+@pytest.mark.parametrize("b2", [0.0, 0.5, 0.9, 0.999, 0.9999, 0.99999])
+@pytest.mark.parametrize("least", [4, 5])
+def test_rectification_is_that_of_float64(b2, least):
+    """As it is written, the first factor is off by half at b2 = 0.9999."""
+    t = np.array([1, 2, 3, 4, 5, 6, 7, 8, 10, 30, 100, 1000, 10**4, 10**5, 10**6], np.float64)
+    trusted, factor = rectification(jnp.float32(b2), jnp.asarray(t, jnp.float32), least)
+    exact = np.float64(np.float32(b2))
+    power = exact**t
+    most = 2 / (1 - exact) - 1
+    rho = most - 2 * t * power / (1 - power)
+    np.testing.assert_array_equal(trusted, rho > least)
+    expected = np.sqrt(np.maximum((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho), 0))
+    np.testing.assert_allclose(np.asarray(factor)[rho > least], expected[rho > least], rtol=2e-6)
 
 
 def test_refusals():
