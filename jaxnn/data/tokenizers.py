@@ -111,7 +111,8 @@ class Tokenizer:
         """A tokenizer from a file, or from a folder that has one.
 
         Read are `tokenizer.json`, BERT's `vocab.txt`, and GPT-2's or RoBERTa's `vocab.json` with `merges.txt` beside it
-        (`encoder.json` with `vocab.bpe`).
+        (`encoder.json` with `vocab.bpe`); of these `tokenizer_config.json`, if it is there, says what surrounds a text,
+        as OPT's does.
 
         Args:
             path: The file, or the folder.

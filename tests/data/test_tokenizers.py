@@ -139,6 +139,79 @@ def test_gpt2s_and_robertas_plain_files(special, names, tmp_path):
         data.Tokenizer.load(tmp_path)
 
 
+def plain_files(folder, special):
+    """vocab.json and merges.txt, whose first tokens are `special`; the tokens, and the tokenizer they are of."""
+    inner = data.Tokenizer.train(TEXTS, vocab=300).inner
+    inner.model.save(str(folder))
+    tokens = json.loads((folder / "vocab.json").read_text())
+    for old, new in zip(("[PAD]", "[UNK]", "[CLS]", "[SEP]"), special):
+        tokens[new] = tokens.pop(old)
+    (folder / "vocab.json").write_text(json.dumps(tokens))
+    return tokens, data.Tokenizer(inner)
+
+
+def test_opts_plain_files_look_like_robertas_and_are_not(tmp_path):
+    """What transformers' GPT2Tokenizer makes of them: `add_bos_token` puts one </s> before each text, none after."""
+    tokens, plain = plain_files(tmp_path, ("<s>", "<pad>", "</s>", "<unk>"))
+    config = tmp_path / "tokenizer_config.json"
+    token = {"__type": "AddedToken", "content": "</s>", "lstrip": False, "rstrip": False}
+    said = {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True, "pad_token": "<pad>"}
+    said |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), token)
+    config.write_text(json.dumps(said))
+    opt, end = data.Tokenizer.load(tmp_path), tokens["</s>"]
+    encoded, wanted = opt.encode(TEXTS), plain.encode(TEXTS)
+    for i, text in enumerate(TEXTS):
+        np.testing.assert_array_equal(encoded[i], [end, *wanted[i]])
+        assert opt.decode(encoded[i]) == text
+    pair = opt.encode(TEXTS[:1], TEXTS[1:2])
+    np.testing.assert_array_equal(pair[0], [end, *wanted[0], end, *wanted[1]])
+    np.testing.assert_array_equal(pair.types, [0] * (1 + len(wanted[0])) + [1] * (1 + len(wanted[1])))
+    assert set(opt.special) == {end, tokens["<pad>"]}  # "<s>" and "<unk>" in a text are text
+    assert opt.pad == tokens["<pad>"]
+    # Without `add_bos_token` nothing is put there; a class of RoBERTa's kind surrounds as RoBERTa does.
+    for changes, first, last in (
+        ({"add_bos_token": False}, [], []),
+        ({"tokenizer_class": "BartTokenizerFast", "bos_token": "<s>"}, [tokens["<s>"]], [end]),
+    ):
+        config.write_text(json.dumps(said | changes))
+        np.testing.assert_array_equal(data.Tokenizer.load(tmp_path).encode(TEXTS)[0], [*first, *wanted[0], *last])
+    config.write_text(json.dumps(said | {"add_prefix_space": True}))
+    blank = plain.encode([" " + TEXTS[0]])[0]
+    np.testing.assert_array_equal(data.Tokenizer.load(tmp_path).encode(TEXTS)[0], [end, *blank])
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"tokenizer_config": {"tokenizer_class": "BlenderbotTokenizer"}},
+            r"is a BlenderbotTokenizer's, by tok.*Tried",
+        ),
+        ({"config": {"model_type": "opt"}}, r"is that of model_type='opt' without its tokenizer_config\.json"),
+        ({"tokenizer_config": {"add_bos_token": True, "bos_token": 3}}, r"has bos_token=3\. Tried: a token as text"),
+        (
+            {"tokenizer_config": {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True}},
+            r"has not '<\|endoftext\|>'",
+        ),
+        ({"tokenizer_config": [1]}, r"holds \[1\]\. Tried: an object"),
+    ],
+)
+def test_other_families_plain_files_are_refused(files, message, tmp_path):
+    plain_files(tmp_path, ("<s>", "<pad>", "</s>", "<unk>"))
+    data.Tokenizer.load(tmp_path)
+    for name, said in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(said))
+    with pytest.raises(ValueError, match=rf"data\.Tokenizer\.load: .*{message}"):
+        data.Tokenizer.load(tmp_path)
+
+
+def test_a_damaged_tokenizer_config_is_named(tmp_path):
+    plain_files(tmp_path, ("<s>", "<pad>", "</s>", "<unk>"))
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json' is no JSON"):
+        data.Tokenizer.load(tmp_path)
+
+
 @pytest.mark.skipif(not (MINILM / "tokenizer.json").is_file(), reason="no .cache/minilm: run `make data`")
 def test_minilms_tokens_are_the_references():
     texts = json.loads((FIXTURES / "minilm.json").read_text(encoding="utf-8"))
