@@ -157,11 +157,11 @@ def _guarded(
         known = (tuple(jax.tree.leaves(clean)), norm)
         return apply_part(inner, clean, state, params, (context or Context())._replace(norm=known), extra)
 
-    updates, new = _keeping(run, good, state, clean, jnp.where(good, norm, 0))
+    updates, new = keeping(run, good, state, clean, jnp.where(good, norm, 0))
     return good, jax.tree.map(lambda u: jnp.where(good, u, jnp.zeros_like(u)), updates), new
 
 
-def _keeping(run: Callable[..., tuple[PyTree, PyTree]], good: Array, state: PyTree, *given: Any) -> Any:
+def keeping(run: Callable[..., tuple[PyTree, PyTree]], good: Array, state: PyTree, *given: Any) -> Any:
     """`run(*given, state)`, whose new state is the old one unless `good`.
 
     A select after the update would do; but what comes after a moment in the update would then read the moment before

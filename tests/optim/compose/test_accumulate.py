@@ -65,6 +65,44 @@ def test_its_halves_are_the_same_update():
     assert float(tree.global_norm(ragged)) > 0
 
 
+@pytest.mark.parametrize("halves", [False, True], ids=["update", "halves"])
+@pytest.mark.parametrize("k", [1, 2])
+def test_an_update_of_no_weight_is_none(k, halves):
+    """Parameters do not move by momentum or decay, nothing is counted as an update, and the metric tells; a mean over
+    no tokens, NaN, does not get in."""
+    params = parameters()
+    tx = optim.accumulate(optim.stages(adam=optim.adam_core(), decay=optim.decay(0.1), lr=optim.scale_by_lr(1e-2)), k)
+    one = jax.jit(tx.update)
+
+    def run(state, grads, weight):
+        if not halves:
+            for _ in range(k):
+                updates, state = one(grads, state, params, weight=weight)
+            return updates, state
+        for _ in range(k):
+            state = tx.add(grads, state, weight)
+        return tx.emit(None, state, params)
+
+    _, before = run(tx.init(params), micro(0), 3)
+    empty = jax.tree.map(lambda p: p * jnp.nan, params)
+    updates, after = run(before, empty, 0)
+    assert all(not u.any() for u in jax.tree.leaves(updates))
+    jax.tree.map(np.testing.assert_array_equal, after.inner, before.inner)
+    assert [float(optim.metrics(s)["empty"]) for s in (before, after)] == [0, 1]
+    assert not any(x.any() for x in jax.tree.leaves((after.count, after.weight, after.total)))
+    close(run(after, micro(1), 2)[0], run(before, micro(1), 2)[0])
+
+
+def test_a_micro_batch_of_no_weight_adds_nothing():
+    params = parameters()
+    tx = optim.accumulate(whole(), 2)
+    _, state = tx.update(jax.tree.map(lambda p: p * jnp.nan, params), tx.init(params), params, weight=0)
+    updates, state = tx.update(micro(0), state, params, weight=5)
+    expected, inner = whole().update(micro(0), whole().init(params), params)
+    close((updates, state.inner), (expected, inner))
+    assert float(optim.metrics(state)["empty"]) == 0
+
+
 def test_adding_is_in_place():
     """optax #472, #528, #320: out of memory. A micro-step of MultiSteps needs room for a second state."""
     params = {f"w{i}": jnp.ones((256, 128)) for i in range(4)}
