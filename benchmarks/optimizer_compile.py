@@ -59,7 +59,18 @@ ADAMW: dict[str, Maker] = {
     "jaxnn": lambda: optim.flat(optim.adamw(LR)),
 }
 PROGRAMS: dict[str, Program] = {
-    "muon": Program(96, (64, 64), {"optax": lambda: optax.contrib.muon(LR), "jaxnn": lambda: optim.muon(LR)}, 8, 12, 5),
+    "muon": Program(
+        96,
+        (64, 64),
+        {
+            "optax": lambda: optax.contrib.muon(LR),
+            "jaxnn": lambda: optim.stacked(optim.muon(LR)),
+            "jaxnn, by leaves": lambda: optim.muon(LR),
+        },
+        8,
+        12,
+        5,
+    ),
     "adamw": Program(
         3000,
         (16, 16),

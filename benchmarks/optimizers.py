@@ -182,7 +182,11 @@ def muon_arms(side: int) -> tuple[str, float, int, dict[str, Step]]:
     params = matrices(side)
     grads = jax.tree.map(lambda p: 0.5 * p, params)
     one = lambda tx: running(update(tx), params, jax.jit(tx.init)(params), grads)  # noqa: E731
-    steps = {"optax": one(optax.contrib.muon(LR)), "jaxnn": one(optim.muon(LR))}
+    steps = {
+        "optax": one(optax.contrib.muon(LR)),
+        "jaxnn": one(optim.muon(LR)),
+        "jaxnn, stacked": one(optim.stacked(optim.muon(LR))),
+    }
     return f"muon, 96 of {side} x {side}", 1.0, 1, steps
 
 

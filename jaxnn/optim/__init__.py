@@ -88,6 +88,7 @@ from jaxnn.optim.compose.select import (
 from jaxnn.optim.compose.skip import loss_scale as loss_scale, skip_nonfinite as skip_nonfinite
 from jaxnn.optim.compose.specs import state_specs as state_specs
 from jaxnn.optim.compose.stable import stable as stable
+from jaxnn.optim.compose.stacked import stacked as stacked
 from jaxnn.optim.compose.stages import stages as stages
 from jaxnn.optim.compose.summary import summary as summary
 from jaxnn.optim.compose.transformation import (
