@@ -83,6 +83,7 @@ def test_cautious_goes_around_a_whole_optimizer():
     """The same direction, once before the rate and once after it."""
     core = optim.stages(lion=optim.cautious(optim.lion_core()), lr=optim.scale_by_lr(0.1))
     close(run(optim.cautious(optim.lion(0.1)))[0], run(core)[0])
+    close(run(optim.cautious(optax.lion(0.1, weight_decay=0.0)))[0], run(core)[0])  # whose rate does not show
 
 
 def test_cautious_decay_shrinks_only_what_the_update_shrinks():

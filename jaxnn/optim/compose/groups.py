@@ -48,7 +48,8 @@ def group(
         tx: What is done with their gradients.
         lr: Multiplies the rate of the `stages` around; >= 0. Hyperparameter `NAME_lr` where it is not 1.
         decay: Multiplies their weight decay, and that of a stage within the group; >= 0. Hyperparameter `NAME_decay`
-            where it is not 1. Of groups within groups all multiply.
+            where it is not 1. Of groups within groups all multiply. It reaches `optim.decay` in `optim.stages`; optax's
+            decay, and any that stands beside the groups in an `optax.chain`, does not see it.
         may_be_empty: Whether no leaf may match; else that is an error.
     """
     return Group(where, tx, lr, decay, may_be_empty)
@@ -121,8 +122,8 @@ def groups(**named: Group | tuple[select.Predicate, optax.GradientTransformation
     Raises:
         TypeError: If a group is something else.
         ValueError: If two groups are `otherwise`, some have a rate of their own and others none, or the decay that is
-            to be multiplied is part of a rule; at init and trace time as in `assign`; at trace time, if a multiplier
-            finds no rate.
+            to be multiplied is part of a rule; at init, what optax hides of that in closures, as far as a trial tells;
+            at init and trace time as in `assign`; at trace time, if a multiplier finds no rate.
     """
     members = {name: _lift(name, value) for name, value in named.items()}
     rest = [name for name, g in members.items() if g.where is select.otherwise]
@@ -149,10 +150,11 @@ def groups(**named: Group | tuple[select.Predicate, optax.GradientTransformation
         return {name: jax.tree.unflatten(treedef, xs) for name, xs in masked.items()}
 
     def init(params: PyTree) -> GroupsState:
+        rates.check_groups("optim.groups", parts, lr, decay, tried=True)  # not before: a trial starts the backend
         for name, g in members.items():
             select.check_masks(f"optim.groups: {name!r}", g.where, params)
-        parts = split(jax.tree.leaves(assign(params, members)), params)
-        return GroupsState({name: g.tx.init(parts[name]) for name, g in members.items()}, hyper.init())
+        own = split(jax.tree.leaves(assign(params, members)), params)
+        return GroupsState({name: g.tx.init(own[name]) for name, g in members.items()}, hyper.init())
 
     def update(
         updates: PyTree, state: GroupsState, params: PyTree = None, *, context: Context | None = None, **extra: Any

@@ -5,15 +5,28 @@ from collections.abc import Mapping
 
 import optax
 
-from jaxnn.optim.compose.transformation import Transformation, walk
+from jaxnn.optim.compose.transformation import Transformation, label, walk
+
+CORES = "(optim.adam_core() for optim.adam(lr), optax.scale_by_adam() for optax.adam(lr))"
+ON_PURPOSE = (
+    " To climb on purpose, say so: "
+    'optim.stateless(lambda u, p: jax.tree.map(jnp.negative, u), "climb", descends=False).'
+)
 
 
-def descending(part: optax.GradientTransformation) -> list[str]:
+def descending(part: optax.GradientTransformation, *, tried: bool = False) -> list[str]:
     """The paths in `part` of what makes its updates point downhill: `scale_by_lr` and the like.
 
-    What optax hides in closures is not found: an empty list means none that is known.
+    Args:
+        part: Any transformation.
+        tried: Whether what optax hides in closures is tried on a gradient (`probe.descends`, once); it is not found
+            otherwise. An empty list means none that is known.
     """
-    return [at for at, inner in _leaves(part) if isinstance(inner, Transformation) and inner.facts.get("descends")]
+    return [at for at, inner in _leaves(part) if isinstance(inner, Transformation) and _descends(inner, tried)]
+
+
+def _descends(part: Transformation, tried: bool) -> bool:
+    return bool(part.facts.get("descends")) or (tried and "tried" in part.facts and part.facts["tried"]())
 
 
 def climbing(part: optax.GradientTransformation) -> bool:
@@ -26,21 +39,45 @@ def _leaves(part: optax.GradientTransformation) -> list[tuple[str, optax.Gradien
     return [(at, inner) for at, inner in walk(part) if not getattr(inner, "parts", None)]
 
 
-def check_stages(where: str, parts: Mapping[str, optax.GradientTransformation]) -> None:
+def _hidden(parts: Mapping[str, optax.GradientTransformation]) -> bool:
+    """Whether a trial could tell of two rates what facts do not: there is a part that tells nothing, and another."""
+    leaves = [inner for part in parts.values() for _, inner in _leaves(part)]
+    return len(leaves) > 1 and any(isinstance(p, Transformation) and "tried" in p.facts for p in leaves)
+
+
+def _rate(path: str, part: optax.GradientTransformation) -> str:
+    """What has a rate, and how that is known."""
+    hidden = isinstance(part, Transformation) and part.facts.get("opaque")
+    return f"{path!r} ({label(part)}: tried on a gradient, its updates point down it)" if hidden else repr(path)
+
+
+def check_stages(where: str, parts: Mapping[str, optax.GradientTransformation], *, tried: bool = False) -> None:
     """Refuses a chain with two rates, and one whose rate multiplies a decay that belongs after it.
+
+    Args:
+        where: What an error calls the chain.
+        parts: Stage -> its transformation.
+        tried: As of `descending`.
 
     Raises:
         ValueError: Naming both.
     """
-    found = [f"{name}.{at}".rstrip(".") for name, part in parts.items() for at in descending(part)[:1]]
+    if tried and not _hidden(parts):
+        return
+    found = {
+        f"{name}.{at}".rstrip("."): dict(_leaves(part))[at]
+        for name, part in parts.items()
+        for at in descending(part, tried=tried)[:1]
+    }
     if len(found) > 1:
+        first, second = [_rate(at, inner) for at, inner in found.items()][:2]
         raise ValueError(
-            f"{where}: {found[0]!r} has a rate, and so has {found[1]!r}: each multiplies by minus its own, and the "
-            "parameters would climb. Take the core for what is ready-made (optim.adam_core() for optim.adam(lr)), or "
-            "leave the other rate out."
+            f"{where}: {first} has a rate, and so has {second}: each multiplies by minus its own, and the parameters "
+            f"would climb. Take the core for what is ready-made {CORES}, or leave the other rate out."
+            f"{ON_PURPOSE if tried else ''}"
         )
-    if found:
-        rate = found[0]
+    if found and not tried:
+        rate = next(iter(found))
         before = itertools.takewhile(lambda name: name != rate.partition(".")[0], parts)
         inside = {name: parts[name] for name in before if not _is_late(parts[name])}  # who is late comes after the rate
         late = [f"{name}.{at}" for name, part in inside.items() for at, inner in _leaves(part) if _is_late(inner)]
@@ -62,6 +99,8 @@ def check_groups(
     parts: Mapping[str, optax.GradientTransformation],
     lr: Mapping[str, float],
     decay: Mapping[str, float],
+    *,
+    tried: bool = False,
 ) -> None:
     """Refuses groups of which some have a rate and others none, and multipliers of what they do not multiply.
 
@@ -70,19 +109,23 @@ def check_groups(
         parts: Group -> its transformation.
         lr: Group -> multiplier of the rate.
         decay: Group -> multiplier of the decay.
+        tried: As of `descending`.
 
     Raises:
         ValueError: Naming the groups.
     """
-    rated = {name: at[0] for name, part in parts.items() if (at := descending(part))}
+    if tried and not _hidden(parts) and all(m == 1.0 for m in lr.values()):
+        return
+    rated = {name: at[0] for name, part in parts.items() if (at := descending(part, tried=tried))}
     bare = [name for name, part in parts.items() if climbing(part)]
     if rated and bare:
         name = next(iter(rated))
+        inner = dict(_leaves(parts[name]))[rated[name]]
         raise ValueError(
-            f"{where}: group {name!r} has a rate, {rated[name] or name!r}, and group {bare[0]!r} has none: with a rate "
-            f"around both {name!r} would climb, without one {bare[0]!r}. Take cores in all groups "
-            "(optim.adam_core() for optim.adam(lr)) and one optim.scale_by_lr in the optim.stages around them, or give "
-            "each group a whole optimizer."
+            f"{where}: group {name!r} has a rate, {_rate(rated[name] or name, inner)}, and group {bare[0]!r} has none: "
+            f"with a rate around both {name!r} would climb, without one {bare[0]!r}. Take cores in all groups {CORES} "
+            "and one optim.scale_by_lr in the optim.stages around them, or give each group a whole optimizer."
+            f"{ON_PURPOSE if tried else ''}"
         )
     for name in rated:
         if lr[name] != 1.0:

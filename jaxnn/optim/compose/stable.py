@@ -1,5 +1,6 @@
 """The dtype contract for what we did not write: a state's dtypes never change from step to step."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import optax
 
 from jaxnn import tree
+from jaxnn.optim.compose import probe
 from jaxnn.optim.compose.scaling import full
 from jaxnn.optim.compose.transformation import Transformation, check, label
 from jaxnn.typing import Array, PyTree
@@ -40,7 +42,8 @@ def stable(tx: optax.GradientTransformation) -> optax.GradientTransformationExtr
         new_updates, new = inner.update(wide(updates), state, None if params is None else wide(params), **extra)
         return new_updates, as_before(new, state)
 
-    return Transformation(init, update, name=label(tx), facts={"opaque": True})
+    tried = functools.cache(lambda: probe.descends(optax.GradientTransformationExtraArgs(init, update)))
+    return Transformation(init, update, name=label(tx), facts={"opaque": True, "tried": tried})
 
 
 def wide(values: PyTree) -> PyTree:

@@ -45,7 +45,8 @@ def stages(*, metrics: Sequence[str] = (), **named: optax.GradientTransformation
     Raises:
         TypeError: If a stage is no gradient transformation.
         ValueError: If there is no stage, two have a rate, a decay inside a stage before the rate is of a coupling that
-            comes after it, or a metric is unknown; at init and trace time, if a metric has no stage to measure.
+            comes after it, or a metric is unknown; at init, if there are two rates of which optax hides one, as far as
+            a trial tells (docs/optim.md, 3); at init and trace time, if a metric has no stage to measure.
     """
     where = "optim.stages"
     if not named:
@@ -86,6 +87,7 @@ def stages(*, metrics: Sequence[str] = (), **named: optax.GradientTransformation
         return updates, new, measure(chosen, Seen(grads, updates, params, parts, new, told))
 
     def init(params: PyTree) -> StagesState:
+        check_stages(where, parts, tried=True)  # not before: a trial starts the backend
         states = {name: part.init(params) for name, part in parts.items()}
         values: dict[str, Any] = {}
         if chosen:  # which names there are depends on the parameters

@@ -39,13 +39,13 @@ def cautious(tx: optax.GradientTransformation) -> Transformation:
     optimizer, it is.
 
     Args:
-        tx: A core, or a whole optimizer whose rate shows (`optim.adam(1e-3)`). Of optax, which hides it, cores only.
+        tx: A core, or a whole optimizer. Which of the two optax's are is tried on a gradient; where that does not tell
+            (`probe.descends`), they are taken for cores.
 
     Source:
         Liang et al. 2024, arXiv:2411.16085, Algorithm 1.
     """
     inner = inner_of("optim.cautious", tx)
-    sign = -1 if descending(inner) else 1
 
     def init(params: Params) -> CautiousState:
         return CautiousState(inner.init(params))
@@ -54,6 +54,8 @@ def cautious(tx: optax.GradientTransformation) -> Transformation:
         grads: PyTree, state: CautiousState, params: PyTree = None, *, context: Context | None = None, **extra: Any
     ) -> tuple[PyTree, CautiousState]:
         updates, new = apply_part(inner, grads, state.inner, params, context or Context(), extra)
+
+        sign = -1 if descending(inner, tried=True) else 1
 
         def kept(leaf: select.Leaf, u: Array, g: Array) -> Array:
             if not u.size:
