@@ -17,7 +17,7 @@ import numpy as np
 from jaxnn import parallel, tree
 from jaxnn.core import State, step as core_step
 from jaxnn.data import Loader, epoch_order, host_batch, order
-from jaxnn.data.bucketing import batch_lengths
+from jaxnn.data.bucketing import batch_length, batch_lengths
 from jaxnn.typing import Mean, Resident, Source, Strategy
 
 Deliver = Callable[[int, dict[str, Mean]], None]  # (first data step, sums with leaves [k])
@@ -37,6 +37,8 @@ class Engine(Protocol):
     steps: int  # done by this engine, and in how many dispatches
     dispatches: int
     traced: list[str]  # the batches that the step was traced for, where they are streamed
+    apart: bool  # whether each process reads its own part of the data
+    refused: Exception | None  # why this one, of several, has no batch to go on with
 
     @property
     def wait_s(self) -> float:
@@ -146,6 +148,7 @@ class ResidentEngine:
         self.state, self.data_step = state, data_step
         self.steps = self.dispatches = 0
         self.traced: list[str] = []
+        self.apart, self.refused = False, None
 
     @property
     def wait_s(self) -> float:
@@ -204,6 +207,10 @@ class StreamingEngine:
 
     Args as in `ResidentEngine`; `stop` is the last data step, `source` where batches come from, `check` what looks at
     each of them before it is placed.
+
+    One of several processes that cannot read its part, or may not use it, goes on without: the others would wait for it
+    in the step for ever. Its examples weigh NaN from there, so that nothing comes of these steps, until whoever drives
+    the engines makes all of them raise what is `refused`.
     """
 
     MOST = 32  # dispatches in flight; unbounded queues of collectives deadlock on forced host devices
@@ -228,6 +235,9 @@ class StreamingEngine:
         row = ids(0, 1)[0]  # here: later the loader's thread draws
         self._example = lambda: strategy.put_batch(host_batch(source, row))
         part, parts = strategy.part
+        self._source, self._ids, self._strategy = source, ids, strategy
+        self.apart = True
+        self.refused: Exception | None = None
         self._open = functools.partial(
             Loader, source, ids, strategy.put_part, stop=stop, process_index=part, process_count=parts, check=check
         )
@@ -246,10 +256,7 @@ class StreamingEngine:
 
     def advance(self, target: int, interrupted: Callable[[], bool]) -> None:
         while self.data_step < target and not interrupted():
-            if self._loader is None:
-                self._loader = self._open(start=self.data_step)
-            _, batch = next(self._loader)
-            self.state, sums = self._step(self.state, batch)
+            self.state, sums = self._step(self.state, self._batch())
             self._pending.append((self.data_step, sums))
             self.data_step += 1
             self.steps += 1
@@ -258,6 +265,22 @@ class StreamingEngine:
             if late or len(self._pending) >= (self.MOST if self._alone else self._ahead + 2):
                 self._pop(len(self._pending) - 2)
                 parallel.beat(self.data_step)
+
+    def _batch(self) -> Any:
+        """The batch of this data step, placed."""
+        if self.refused is None:
+            if self._loader is None:
+                self._loader = self._open(start=self.data_step)
+            try:
+                return next(self._loader)[1]
+            except (TypeError, ValueError) as error:
+                if self._alone:
+                    raise
+                self.refused = error
+        ids = self._ids(self.data_step, 1)[0]  # the loader's thread has ended
+        nobody, length = np.full_like(ids, -1), batch_length(self._source, ids)
+        batch = host_batch(self._source, nobody, self.data_step, self._strategy.part, length)
+        return self._strategy.put_part(batch | {"mask": np.full_like(batch["mask"], np.nan)})
 
     def _pop(self, count: int) -> None:
         if count < 1:

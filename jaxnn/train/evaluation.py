@@ -16,6 +16,7 @@ from jaxnn.core.step import make_value_fn
 from jaxnn.data import epoch_order, host_batch, order
 from jaxnn.data.bucketing import batch_lengths
 from jaxnn.train import checks, values
+from jaxnn.train.together import each_does
 from jaxnn.typing import Batch, Mean, PyTree, Source, Strategy
 
 Accepts = Callable[[str, Task, State, Batch], values.Lookups]
@@ -68,17 +69,24 @@ def _map_program(task: Task, strategy: Strategy) -> _Program:
     return _Program(strategy.compile_map(given_whole(task.predict)), {})
 
 
-def _batches(source: Source, batch_size: int, strategy: Strategy) -> Any:
+def _batches(source: Source, batch_size: int, strategy: Strategy, check: Callable[[Batch, int], None]) -> Any:
     """Host batches, the last one padded, a multiple of the devices each: this process's part, and the ids of the whole.
 
-    In the order of the source; where examples differ in length, in that of their lengths.
+    In the order of the source; where examples differ in length, in that of their lengths. Each is checked, by its
+    number too.
     """
     n, parts = len(source), strategy.shards
     size = -(-min(batch_size, n) // parts) * parts
     ids_of = epoch_order(source, 0, size, shuffle=False)
     for first in range(order.steps_per_epoch(n, size)):
         ids = ids_of(first, 1)[0]
-        yield host_batch(source, ids, part=strategy.part), ids
+
+        def read(ids: np.ndarray = ids, number: int = first) -> Batch:
+            batch = host_batch(source, ids, part=strategy.part)
+            check(batch, number)
+            return batch
+
+        yield each_does(read), ids
 
 
 def evaluate(
@@ -113,8 +121,8 @@ def evaluate(
             )
 
     program = _sums_program(task, strategy)
-    for number, (batch, _) in enumerate(_batches(source, batch_size, strategy)):
-        program.check(checks.task_accepts, "train.evaluate", task, state, batch, number)
+    check = functools.partial(program.check, checks.task_accepts, "train.evaluate", task, state)
+    for batch, _ in _batches(source, batch_size, strategy, check):
         with tree.declaring(lambda batch=batch: roles(task, batch)):
             flying.append(program.run(state.params, state.model_state, strategy.put_part(batch), state.key))
         if len(flying) > IN_FLIGHT:
@@ -155,8 +163,8 @@ def predict(task: Task, state: State, x: Any, *, batch_size: int = 256, strategy
         parts.append(jax.tree.map(lambda leaf: np.asarray(leaf)[ids >= 0], parallel.fetch(outputs)))
         places.append(ids[ids >= 0])
 
-    for number, (batch, ids) in enumerate(_batches(source, batch_size, strategy)):
-        program.check(checks.predict_accepts, "train.predict", task, state, batch, number)
+    check = functools.partial(program.check, checks.predict_accepts, "train.predict", task, state)
+    for batch, ids in _batches(source, batch_size, strategy, check):
         with tree.declaring(lambda batch=batch: roles(task, batch)):
             outputs = program.run(state.params, state.model_state, strategy.put_part(batch))
         flying.append((outputs, ids))

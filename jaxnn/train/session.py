@@ -21,7 +21,7 @@ from jaxnn.train.run import Checkpointing
 from jaxnn.train.saving import Saver
 from jaxnn.train.signals import Signals
 from jaxnn.train.speed import Speed
-from jaxnn.train.together import Together
+from jaxnn.train.together import Together, refuse
 from jaxnn.train.windows import Windows
 from jaxnn.typing import Mean, Strategy
 
@@ -198,6 +198,8 @@ class Session:
         began, first = time.perf_counter(), engine.data_step
         engine.advance(target, lambda: bool(self._halt))
         engine.drain()
+        if engine.apart:
+            refuse(engine.refused)
         together.seconds += time.perf_counter() - began
         together.steps += engine.data_step - first
         if engine.data_step < min(together.at, self.plan.steps):

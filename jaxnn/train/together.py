@@ -2,7 +2,8 @@
 
 A signal reaches one process, minutes pass on every clock a little differently, and dispatches are sized by how long
 they took. So all meet at agreed data steps, about a second apart, and go by what they hear there: any process's signal,
-process 0's clock. Between these points nothing that a process does depends on its own time.
+process 0's clock. Between these points nothing that a process does depends on its own time. Likewise each reads its own
+part of a batch: what one of them cannot read or use, all refuse.
 """
 
 import dataclasses
@@ -73,12 +74,41 @@ def first_does(action: Callable[[], Any]) -> Any:
             result = action()
         except (TypeError, ValueError) as refused:
             error = refused
-    told = parallel.agree(None if error is None else [isinstance(error, TypeError), str(error)])
+    told = parallel.agree(_told(error))
     if error is not None:
         raise error
     if told is not None:
         raise (TypeError if told[0] else ValueError)(told[1])
     return result
+
+
+def each_does(action: Callable[[], Any]) -> Any:
+    """What `action()` gives, on each process; what one of them refuses, all refuse. Collective: a millisecond."""
+    if parallel.process_count() == 1:
+        return action()
+    result, error = None, None
+    try:
+        result = action()
+    except (TypeError, ValueError) as refused:
+        error = refused
+    refuse(error)
+    return result
+
+
+def refuse(error: Exception | None) -> None:
+    """Raises on every process what one of them refused: its `error`, None where there is none. Collective."""
+    if not parallel.numbers(error is not None).any():
+        return
+    everyone = parallel.gather(_told(error))
+    if error is not None:
+        raise error
+    is_type, text = next(told for told in everyone if told is not None)
+    raise (TypeError if is_type else ValueError)(text)
+
+
+def _told(error: Exception | None) -> list[Any] | None:
+    """What of an error the other processes are told."""
+    return None if error is None else [isinstance(error, TypeError), str(error)]
 
 
 def same_action(hook: str, step: int, action: Any) -> None:

@@ -291,16 +291,45 @@ def test_what_a_job_cannot_do_is_refused_once(tmp_path, options, message):
 
 
 @pytest.mark.slow
-def test_a_bad_example_that_one_process_reads_ends_the_job(tmp_path):
+@pytest.mark.parametrize("every", [10, 1])  # a save, and a hook's period, may come before the next meeting
+def test_a_bad_example_that_one_process_reads_ends_the_job(tmp_path, every):
+    """Its error is everyone's: those that do not read the example wait for nobody, and nothing is saved after it."""
     out = tmp_path / "run"
-    options = {"model": "gpt", "bad": True, "where": "host", "out": out}
-    process = start(2, options, ["--restarts", "0"])
-    log, _ = process.communicate(timeout=240)
-    assert process.returncode not in (0, None), log
+    options = {"model": "gpt", "bad": True, "where": "host", "out": out, "steps": 4, "every": every}  # within an epoch
+    log = run(2, status=2, **options)
     example = data.epoch_order(job.parts("gpt")[1], job.SEED, job.BATCH)(2, 1)[0, -1]
-    assert re.search(
-        rf"'x' int32\[8, 8\] of data step 2 has 99 in example {example}, place 3\. Tried: layers\.Embed", log
+    message = rf"'x' int32\[8, 8\] of data step 2 has 99 in example {example}, place 3\. Tried: layers\.Embed"
+    assert re.search(rf"^\[1\] train\.fit: {message}", log, re.MULTILINE)
+    assert re.search(rf"^\[0\] train\.fit: {message}", log, re.MULTILINE)
+    assert "Traceback" not in log
+    assert max((row.step for row in runs.stored.listing(out / "checkpoints")), default=0) <= 2
+
+
+@pytest.mark.slow
+def test_an_error_that_a_program_catches_leaves_no_process_waiting(tmp_path):
+    """As in a notebook: the process that reads the bad example lives on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    code = (
+        "from jaxnn import parallel; parallel.initialize(); from tests.integration import job\n"
+        f"cfg = job.Config(model='gpt', bad=True, where='host', steps=4, out={str(tmp_path / 'run')!r})\n"
+        "try: job.fit(cfg, parallel.replicate())\n"
+        "except ValueError as error: print('caught', error)"
     )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    shared = os.environ | {"JAXNN_COORDINATOR": f"127.0.0.1:{port}", "JAXNN_PROCESSES": "2", "XLA_FLAGS": ""}
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=shared | {"JAXNN_PROCESS": str(i)}, **pipes)
+        for i in range(2)
+    ]
+    try:
+        logs = [process.communicate(timeout=120)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], logs
+    assert all("caught train.fit: 'x' int32[8, 8] of data step 2 has 99" in log for log in logs)
 
 
 @pytest.mark.slow
