@@ -42,13 +42,26 @@ def test_two_steps_leave_a_whole_run(few_files, tmp_path, capsys):
     assert all(text in report for text in ("this model", few_files[0].name, "blocks_0/qkv/kernel"))
     out = capsys.readouterr().out
     assert all(text in out for text in ("learning_rate", "writes", "xz_concatenated"))
+    some, size = few_files[0].stat().st_size, sum(file.stat().st_size for file in few_files)
+    assert f"scoring {some:,} of {size:,} bytes of the held-out files" in out
+    assert f"{some:,} of {size:,} bytes" in report
+    assert few_files[1].name not in report
+
+
+@pytest.mark.parametrize(("steps", "every"), [(4800, 1), (1000, 1), (999, 2), (200, 5), (10, 100), (1, 1000)])
+def test_short_runs_score_a_share_of_the_held_out_files(steps, every):
+    """The published command's run scores all of them; the shortest one at least one."""
+    files = data.stdlib_files()[1]
+    chosen = gpt_stdlib.scored(dataclasses.replace(TINY, steps=steps), files)
+    assert chosen == files[::every]
+    assert gpt_stdlib.scored(gpt_stdlib.Config(), files) == files
 
 
 def test_the_comparison_is_with_the_real_compressors_byte_for_byte(few_files):
     setup = gpt_stdlib.build(TINY)
     batch = setup.data.take(np.arange(2))
     state = train.init_state(setup.task, setup.tx, batch, strategy=parallel.single())
-    totals, rows = gpt_stdlib.compare(TINY, setup.task, state)
+    totals, rows = gpt_stdlib.compare(dataclasses.replace(TINY, steps=gpt_stdlib.THOROUGH), setup.task, state)
     texts = [file.read_bytes() for file in few_files]
     size = sum(map(len, texts))
     assert [row[1] for row in rows] == [len(text) for text in texts]
