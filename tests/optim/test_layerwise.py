@@ -90,6 +90,46 @@ def test_cores_stand_beside_each_other_under_one_rate():
         np.testing.assert_allclose(both["b"], path(optim.sgd(0.1))["b"], rtol=1e-6)
 
 
+def bowl(p):
+    return jnp.sum(jnp.square(p["w"] - 3)) + jnp.sum(jnp.square(p["b"] + 1) ** 2) + 0.1 * p["w"][0, 0] * p["b"][0]
+
+
+def searched(tx, steps, objective=bowl):
+    """Parameters after the steps, with what a line search needs."""
+
+    @jax.jit
+    def step(params, state):
+        value, grads = jax.value_and_grad(objective)(params)
+        updates, state = tx.update(grads, state, params, value=value, grad=grads, value_fn=objective)
+        return jax.tree.map(jnp.add, params, updates), state
+
+    params, state = PARAMS, tx.init(PARAMS)
+    for _ in range(steps):
+        params, state = step(params, state)
+    return params
+
+
+@pytest.mark.slow  # to compile
+def test_a_line_search_in_a_group_is_one_along_its_leaves():
+    """What is asked of the objective is the group's part of the gradient, the other leaves as they are."""
+    grouped = optim.groups(w=(optim.path("w"), optim.lbfgs(memory=2)), b=(optim.otherwise, optim.frozen))
+    there = searched(grouped, 3)
+    alone = searched(optim.lbfgs(memory=2), 3, lambda p: bowl({"w": p["w"], "b": jax.lax.stop_gradient(p["b"])}))
+    np.testing.assert_allclose(there["w"], alone["w"], rtol=1e-5)
+    np.testing.assert_array_equal(there["b"], PARAMS["b"])
+    assert float(bowl(there)) < 0.2 * float(bowl(PARAMS))
+
+
+def test_a_line_search_says_what_it_needs():
+    tx = optim.stages(g=optim.groups(all=(optim.otherwise, optim.lbfgs())))
+    given = lambda p: {"value": jnp.ones(()), "grad": p, "value_fn": bowl}  # noqa: E731
+    jax.eval_shape(lambda p: tx.update(p, tx.init(p), p, **given(p)), PARAMS)
+    with pytest.raises(
+        ValueError, match=r"optim.lbfgs: the line search needs grad, value_fn. Write .* optim.lbfgs\(1.0"
+    ):
+        jax.eval_shape(lambda p: tx.update(p, tx.init(p), p, value=jnp.ones(())), PARAMS)
+
+
 def test_settings_that_count_are_whole():
     for make, message in (
         (lambda: optim.lbfgs_core(0), "optim.lbfgs: memory is 0. Give a whole number, 1 or more"),

@@ -66,13 +66,15 @@ def lbfgs(
 
     Args:
         lr: A fixed rate or schedule; None finds the step by a zoom line search on the batch, which needs `value`,
-            `grad` and `value_fn` (`fit` gives them).
+            `grad` and `value_fn` (`fit` gives them). In `optim.groups` it searches along its own leaves, the others as
+            they are: two groups that search may go too far together.
         memory: As in `lbfgs_core`.
         linesearch_steps: At most, an update; >= 1.
         metrics: See `stages`.
 
     Raises:
-        ValueError: If `memory` or `linesearch_steps` is below 1.
+        ValueError: If `memory` or `linesearch_steps` is below 1; at trace time, if the line search is not given what it
+            needs.
 
     Source:
         Liu & Nocedal 1989; Nocedal & Wright 2006, Algorithms 7.4, 3.5, 3.6. optax.scale_by_zoom_linesearch.
@@ -81,6 +83,22 @@ def lbfgs(
     if lr is not None:
         return stages(lbfgs=core, lr=scale_by_lr(lr), metrics=metrics)
     most = check_whole("optim.lbfgs", "linesearch_steps", linesearch_steps)
-    search = optax.scale_by_zoom_linesearch(max_linesearch_steps=most, initial_guess_strategy="one")
     down = stateless(lambda updates, params: jax.tree.map(jnp.negative, updates), "descend", descends=True)
-    return stages(lbfgs=core, descend=down, search=search, metrics=metrics)
+    return stages(lbfgs=core, descend=down, search=_search(most), metrics=metrics)
+
+
+def _search(most: int) -> Transformation:
+    """A line search, optax's, that says what it needs."""
+    inner = stable(optax.scale_by_zoom_linesearch(max_linesearch_steps=most, initial_guess_strategy="one"))
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any) -> tuple[PyTree, PyTree]:
+        missing = [name for name in ("value", "grad", "value_fn") if extra.get(name) is None]
+        if params is None or missing:
+            raise ValueError(
+                f"optim.lbfgs: the line search needs {', '.join([*(['params'] if params is None else []), *missing])}. "
+                "Write tx.update(grads, state, params, value=loss, grad=grads, value_fn=loss_fn), as train.fit does; "
+                "or give a rate, optim.lbfgs(1.0), with which there is no search."
+            )
+        return inner.update(updates, state, params, **extra)
+
+    return Transformation(inner.init, update, name="zoom_linesearch")

@@ -165,14 +165,15 @@ def groups(**named: Group | tuple[select.Predicate, optax.GradientTransformation
         weights = split(labels, params) if params is not None else dict.fromkeys(members)
         told = context or Context()
         _check_rate(told, {name: numbers[f"{name}_lr"] for name in members if f"{name}_lr" in numbers})
+        grad = split(labels, extra["grad"]) if extra.get("grad") is not None else None
         fields = {kind: f"{kind}_multipliers" for kind in KINDS}
         given = {kind: split(labels, whole) for kind, at in fields.items() if (whole := getattr(told, at)) is not None}
         h, hypers = hyper.at(state.hyper)
         states: dict[str, PyTree] = {}
         merged: list[Any] = [None] * len(labels)
         for name, g in members.items():
-            # A tree beside the gradients (`grad=`) would not fit a group; an objective is one of the group's leaves.
-            passed = {key: value for key, value in extra.items() if key != "grad"}
+            # What a line search asks of the objective is a group's own: its gradient, its value at the group's leaves.
+            passed = dict(extra) if grad is None else {**extra, "grad": grad[name]}
             if params is not None and "value_fn" in extra:
                 passed["value_fn"] = _beside(extra["value_fn"], params)
             mine = told
