@@ -19,7 +19,7 @@ stops. A damaged checkpoint is renamed, never deleted, and the one before it use
 Opening a folder loads neither orbax nor tensorboardX; the first save, restore or event file does.
 """
 
-from jaxnn.runs.card import write_card as write_card
+from jaxnn.runs.card import own_card as own_card, write_card as write_card
 from jaxnn.runs.checkpoint import Checkpoints as Checkpoints, Restored as Restored
 from jaxnn.runs.comparison import comparison_page as comparison_page
 from jaxnn.runs.environment import fingerprint as fingerprint, usage as usage

@@ -4,6 +4,7 @@ Every word on it is read from the folders of runs that were really made, so that
 and a number cannot be other than what a run reported. Where a folder does not hold something, the card does not say it.
 """
 
+import itertools
 import math
 import os
 import re
@@ -17,7 +18,7 @@ from jaxnn.runs import curves, facts
 from jaxnn.runs.durable import write_atomic
 from jaxnn.runs.folder import config_changes
 from jaxnn.runs.record import Record, flat, read_record
-from jaxnn.runs.result import Part, Result, png, read_result
+from jaxnn.runs.result import CARD, Part, Result, png, read_result
 
 WHERE = "runs.write_card"
 SIGNED = "*Written by `jaxnn card` from the files of "  # begins a card's last line; what lacks it is never replaced
@@ -77,9 +78,20 @@ def _target(out: Path) -> Path:
     if out.is_dir():
         raise ValueError(f"{WHERE}: {out} is a folder. Give the card a name in it: {out / 'NAME'}.")
     target = out if out.suffix == ".md" else out.with_name(f"{out.name}.md")
-    if target.exists() and f"\n{SIGNED}" not in target.read_text(errors="replace"):
+    if not _may_write(target):
         raise ValueError(f"{WHERE}: {target} is there, and no card. Tried: writing one. Give another name, or move it.")
     return target
+
+
+def _may_write(target: Path) -> bool:
+    """Whether nothing is there, or an earlier card."""
+    return not target.exists() or (target.is_file() and f"\n{SIGNED}" in target.read_text(errors="replace"))
+
+
+def own_card(folder: Path) -> Path:
+    """Where a run's card goes in its folder: card.md, or the first of card_2.md ... where that is somebody's own."""
+    others = (folder / f"{CARD}_{number}.md" for number in itertools.count(2))
+    return next(path for path in itertools.chain([folder / f"{CARD}.md"], others) if _may_write(path))
 
 
 def _given(folders: Sequence[str | os.PathLike[str]]) -> tuple[list[Record], list[Result | None]]:

@@ -18,7 +18,13 @@ from jaxnn.core import (
     roles as roles,
     supervised as supervised,
 )
-from jaxnn.train.command import command as command, conclude as conclude, run_folder as run_folder, span as span
+from jaxnn.train.command import (
+    command as command,
+    conclude as conclude,
+    conclude_folder as conclude_folder,
+    run_folder as run_folder,
+    span as span,
+)
 from jaxnn.train.diagnosis import Diagnosis as Diagnosis, Verdict as Verdict, diagnose as diagnose
 from jaxnn.train.evaluation import evaluate as evaluate, predict as predict
 from jaxnn.train.fit import fit as fit

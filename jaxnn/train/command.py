@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxnn import parallel
-from jaxnn.runs import Section, write_card, write_result, write_summary
+from jaxnn.runs import RunFolder, Section, own_card, write_card, write_result, write_summary
 from jaxnn.train.run import Interrupted, Run
+from jaxnn.typing import PyTree
 
 # The form in which this library says what is wrong with what it was given: "train.fit: ...", "data.TextFiles: ...".
-_ROOMS = "train|data|losses|metrics|models|layers|optim|parallel|runs|core|tree|rng|sharding|cost|bench|report"
+_ROOMS = "train|data|order|losses|metrics|models|layers|attention|optim|parallel|runs|core|tree|rng|sharding|cost|bench"
+_ROOMS += "|report|figures"
 _OURS = re.compile(rf"(({_ROOMS})\.\w[\w.]*|Task|batch): ")
 USAGE = 2
 JOB, RESUME = "JAXNN_JOB", "JAXNN_RESUME"  # set by `jaxnn launch`
@@ -60,7 +62,7 @@ def conclude(run: Run, result: Mapping[str, float], *sections: Section) -> dict[
     """Ends an experiment: its values and `sections` go into the run's report, `result.json` and `card.md`.
 
     The values, and where the report and the card are, are printed. `jaxnn card` makes one card of the runs of several
-    seeds, at any time.
+    seeds, at any time. A `card.md` that somebody wrote stays: the run's is `card_2.md` then.
 
     Args:
         run: What was run; without a folder nothing is written.
@@ -77,11 +79,29 @@ def conclude(run: Run, result: Mapping[str, float], *sections: Section) -> dict[
     if run.stopped is not None:
         print(f"stopped: {run.stopped}")
     if run.folder is not None:
-        write_result(run.folder, values, run.state.params, int(run.state.data_step), sections=sections)
+        conclude_folder(run.folder, values, run.state.params, int(run.state.data_step), *sections)
         write_summary(run.folder, run.state.params, sections=sections)
-        print(f"card: {write_card([run.folder.path], run.folder.path / 'card')}")
         print(f"report: {run.folder.report}")
     return values
+
+
+def conclude_folder(
+    folder: RunFolder, result: Mapping[str, float], params: PyTree, step: int, *sections: Section
+) -> None:
+    """What `conclude` keeps and writes beside the report, for an experiment of many runs that has a folder of its own:
+    `result.json` and `card.md`.
+
+    Args:
+        folder: Made with `{"config": settings}`; its journal has a "start", and an "end" or none.
+        result: Name -> value.
+        params: The parameters, or their shapes: the card tells how many.
+        step: The last step that the experiment took.
+        sections: What it shows, with its pictures.
+    """
+    write_result(folder, result, params, step, sections=sections)
+    card = own_card(folder.path)
+    beside = "" if card.name == "card.md" else " (the card.md that is there is none of jaxnn's, and stays)"
+    print(f"card: {write_card([folder.path], card)}{beside}")
 
 
 def command(main: Callable[[Any], Any], config: type, argv: list[str] | None = None) -> Any:

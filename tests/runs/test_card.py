@@ -8,7 +8,7 @@ import statistics
 import numpy as np
 import pytest
 
-from jaxnn import report, runs
+from jaxnn import report, runs, train
 from jaxnn.runs import card as card_module, result as result_module
 from jaxnn.runs.card import spread
 
@@ -278,3 +278,19 @@ def test_a_folder_that_holds_little_still_makes_a_card(tmp_path, blank):
     assert text.startswith("# some-run\n")
     assert "config.json could not be read: it is missing." in text
     assert cells(text, "validation accuracy") == ["0.7500", "8 |"]
+
+
+def test_a_run_ends_beside_a_card_that_somebody_wrote(tmp_path, blank, capsys):
+    """Hours of training ended in an error: card.md was there, and no card."""
+    folder = make(tmp_path / "run")
+    mine = folder.path / "card.md"
+    mine.write_text("# Notes\n")
+    for loss in (0.5, 0.25):  # the run's own is replaced
+        train.conclude_folder(folder, {"loss": loss}, PARAMS, 8)
+    assert mine.read_text() == "# Notes\n"
+    assert "0.25" in (folder.path / "card_2.md").read_text()
+    assert not (folder.path / "card_3.md").exists()
+    assert "card_2.md (the card.md that is there is none of jaxnn's, and stays)" in capsys.readouterr().out
+    mine.unlink()
+    train.conclude_folder(folder, {"loss": 0.25}, PARAMS, 8)
+    assert "0.25" in mine.read_text()
