@@ -7,9 +7,7 @@ speed are chosen by backend and give the same values.
 Shape suffixes: B examples, H W rows and columns, C channels, E features.
 """
 
-import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,6 +17,7 @@ from jax import lax
 
 from jaxnn import lookups, tree
 from jaxnn.models.batch_norm import BatchNorm as BatchNorm
+from jaxnn.models.convolution import Padding as Padding, convolve as convolve
 from jaxnn.models.declared import (
     Declared as Declared,
     Initializer as Initializer,
@@ -29,15 +28,10 @@ from jaxnn.models.pooling import (
     Form,
     avg_pool as avg_pool,
     check_images,
-    choose_form,
     max_pool as max_pool,
-    pair,
-    window_slices,
 )
 from jaxnn.models.products import matmul as matmul
 from jaxnn.typing import Array
-
-Padding = Literal["SAME", "VALID"] | int | tuple[int, int]
 
 
 class Dense(nn.Module):
@@ -186,84 +180,6 @@ class RMSNorm(nn.Module):
         y = wide * lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
         ones = declare(nn.initializers.ones, "vector")
         return (y * along_last(self.param("scale", ones, (x.shape[-1],), jnp.float32), y)).astype(x.dtype)
-
-
-def convolve(
-    x: Array,
-    kernel: Array,
-    strides: int | tuple[int, int] = 1,
-    padding: Padding = "SAME",
-    form: Form | None = None,
-    dtype: Any = None,
-) -> Array:
-    """Cross-correlation of `x` [B, H, W, C] with `kernel` [kh, kw, C, F]: [B, H', W', F].
-
-    Args:
-        x: Images.
-        kernel: Filters.
-        strides: Steps between windows.
-        padding: "SAME" (zeros, H' = ceil(H / stride), the odd one after), "VALID" (none), or the zeros on each
-            side, one number or (rows, columns), as PyTorch counts them.
-        form: "patches" (slices side by side, times a matrix), "lax" (a convolution, where the backend's is not slow for
-            this shape), None for the backend's faster one.
-        dtype: Precision of the operands; see `matmul`. Serves the form "patches"; "lax" casts the operands alone.
-
-    Raises:
-        ValueError: If `x` is not rank 4, the padding or form is unknown, or a "VALID" window exceeds the image.
-    """
-    window, strides = (kernel.shape[0], kernel.shape[1]), pair(strides)
-    check_images("Conv", x, window)
-    if isinstance(padding, str):
-        if padding not in ("SAME", "VALID"):
-            raise ValueError(f"layers.Conv: padding={padding!r}. Tried: 'SAME', 'VALID', pixels. Write one of them.")
-        pads = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
-    else:
-        pads = [(n, n) for n in pair(padding)]
-    if any(n + sum(p) < w for n, p, w in zip(x.shape[1:3], pads, window, strict=True)):
-        raise ValueError(
-            f"layers.Conv: window {window} exceeds x {tree.describe(x)}. Write padding='SAME' or a smaller kernel."
-        )
-    if choose_form(form) == "lax" and not _tiny(x, window):
-        if dtype is not None:
-            x, kernel = x.astype(dtype), kernel.astype(dtype)
-        kernel = kernel.astype(x.dtype)
-        y = jnp.concatenate([_correlate(part, kernel, strides, pads) for part in _portions(x, kernel.shape[-1])])
-        return y.astype(jnp.float32) if dtype is not None else y
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-
-    def product(x: Array, kernel: Array) -> Array:
-        patches = jnp.concatenate(window_slices(x, window, strides), axis=-1)
-        return matmul(patches, kernel.reshape(-1, kernel.shape[-1]), dtype)
-
-    # The patches are kh kw times as large as the images: the backward pass makes them anew rather than reads them.
-    return jax.checkpoint(product)(x, kernel)
-
-
-def _correlate(x: Array, kernel: Array, strides: tuple[int, int], pads: Sequence[tuple[int, int]]) -> Array:
-    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-def _tiny(x: Array, window: tuple[int, int]) -> bool:
-    """Whether images [B, H, W, C] are smaller than the window on a CPU, where XLA's convolution of them is slow.
-
-    It turns the operands round: 2 x 2 images of 512 channels, 3 x 3 to as many, took 440 ms for 32 of them as a
-    convolution, and VGG-11's whole gradient takes 460 ms with patches there.
-    """
-    return jax.default_backend() == "cpu" and (x.shape[1] < window[0] or x.shape[2] < window[1])
-
-
-# Values of a batch of images from which on XLA:CPU takes up to ten times as long for each of a kernel's gradient.
-_PORTION = 1 << 20
-_MOST = 16  # portions: each is a convolution more to compile
-
-
-def _portions(x: Array, features: int) -> list[Array]:
-    """The examples of `x` [B, H, W, C] in equal parts that one CPU takes well; all of them as one elsewhere."""
-    if jax.default_backend() != "cpu" or jax.device_count() > 1:  # over several devices B may be split already
-        return [x]
-    wanted = math.ceil(math.prod(x.shape[:3]) * max(x.shape[-1], features) / _PORTION)
-    count = next((n for n in range(wanted, min(len(x), _MOST) + 1) if len(x) % n == 0), 1)
-    return jnp.split(x, count) if count > 1 else [x]
 
 
 class Conv(nn.Module):

@@ -180,65 +180,6 @@ class TestBatchNorm:
             self.run(layers.BatchNorm(), self.x, jnp.ones(3), train=True)
 
 
-CASES = [
-    ((5, 7), (3, 3), 1, "SAME"),
-    ((5, 7), (3, 3), 1, "VALID"),
-    ((6, 7), (3, 3), 2, "SAME"),
-    ((6, 7), (3, 2), (2, 3), "VALID"),
-    ((4, 5), (1, 1), 1, "SAME"),
-    ((4, 5), (1, 1), 2, "VALID"),
-    ((5, 5), (2, 4), 1, "SAME"),
-    ((2, 2), (3, 3), 1, "SAME"),
-]
-
-
-def convolved(convolve, x, kernel):
-    """A number of a convolution's output, the output, and the gradients of both operands."""
-
-    def f(x, kernel):
-        y = convolve(x, kernel)
-        return jnp.sum(jnp.sin(y)), y
-
-    return jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))(x, kernel)
-
-
-@pytest.mark.parametrize(("size", "window", "strides", "padding"), CASES)
-def test_convolution_forms_agree_with_gradients(size, window, strides, padding):
-    x, kernel = normal(2, *size, 3), normal(*window, 3, 4, seed=1)
-    steps = layers.pair(strides)
-    names = ("NHWC", "HWIO", "NHWC")
-    plain = lambda x, k: jax.lax.conv_general_dilated(x, k, steps, padding, dimension_numbers=names)  # noqa: E731
-    expected = convolved(plain, x, kernel)
-    for form in ("patches", "lax"):
-        close(convolved(lambda x, k, form=form: layers.convolve(x, k, strides, padding, form), x, kernel), expected)
-
-
-def test_images_below_the_window_are_no_convolution_on_cpu():
-    """XLA:CPU turns their operands round, and takes many times as long."""
-
-    def count(size):
-        shapes = (np.zeros((2, size, size, 3), np.float32), np.zeros((3, 3, 3, 4), np.float32))
-        return str(jax.make_jaxpr(lambda x, k: layers.convolve(x, k, form="lax"))(*shapes)).count(
-            "conv_general_dilated["
-        )
-
-    assert (count(2), count(3)) == (0, 1)
-
-
-def test_a_large_batch_is_convolved_in_portions_on_one_cpu(monkeypatch):
-    x, kernel = normal(6, 5, 5, 3), normal(3, 3, 3, 4, seed=1)
-    lax = lambda x, k: layers.convolve(x, k, form="lax")  # noqa: E731
-    count = lambda: str(jax.make_jaxpr(lambda *args: lax(*args))(x, kernel)).count("conv_general_dilated[")  # noqa: E731
-    expected = convolved(lax, x, kernel)
-    monkeypatch.setattr(layers, "_PORTION", 5 * 5 * 4 * 2)
-    assert count() == 1  # eight devices, over which the batch may be split
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    assert count() == 3
-    close(convolved(lax, x, kernel), expected)
-    monkeypatch.setattr(layers, "_PORTION", 1)
-    assert count() == 1  # an example is not cut
-
-
 @pytest.mark.parametrize("pool", [layers.max_pool, layers.avg_pool])
 @pytest.mark.parametrize(
     ("size", "window", "strides"),
@@ -270,15 +211,6 @@ def test_max_pool_keeps_nan_and_gives_a_tie_to_the_first(window, strides):
     assert np.isnan(got[0]).sum() in (1, 2)
     np.testing.assert_array_equal(got[0], want[0])
     np.testing.assert_array_equal(got[1], want[1])
-
-
-def test_narrow_convolution_is_close_in_both_forms():
-    x, kernel = normal(2, 6, 6, 8), normal(3, 3, 8, 4, seed=1)
-    want = layers.convolve(x, kernel)
-    for form in ("patches", "lax"):
-        got = layers.convolve(x, kernel, form=form, dtype=jnp.bfloat16)
-        assert got.dtype == jnp.float32
-        close(got, want, 1e-2)
 
 
 @pytest.mark.parametrize(
