@@ -98,7 +98,7 @@ def _one_cpu() -> bool:
 # reads all of its operands for every few outputs, so that it takes up to ten times as long once they leave the caches.
 _LANES = 8  # examples that fill a vector, of which a portion takes a multiple; with 4 it may take twice as long
 _PORTION = 1 << 17  # values of the images, or of the output, up to which a portion has more examples than that
-_CLIFF = 1 << 19  # values from which on it has fewer
+_CLIFF = 1 << 18  # values from which on it has fewer, yet no fewer values than the kernel, which each portion adds up
 _MOST = 16  # portions: each is a convolution more to compile
 
 
@@ -117,16 +117,17 @@ def _tangent(
     if not isinstance(x_t, jax.custom_derivatives.SymbolicZero):
         terms.append(_correlate(x_t, kernel, strides, pads))
     if not isinstance(kernel_t, jax.custom_derivatives.SymbolicZero):
-        terms.append(jnp.concatenate([_correlate(part, kernel_t, strides, pads) for part in _portions(x, y)]))
+        terms.append(jnp.concatenate([_correlate(part, kernel_t, strides, pads) for part in _portions(x, y, kernel)]))
     return y, functools.reduce(jnp.add, terms)
 
 
 _on_one_cpu.defjvp(_tangent, symbolic_zeros=True)
 
 
-def _portions(x: Array, y: Array) -> list[Array]:
+def _portions(x: Array, y: Array, kernel: Array) -> list[Array]:
     """The examples of `x` [B, H, W, C] in parts whose kernel gradient, given that of `y`, XLA:CPU takes well."""
     each = max(math.prod(x.shape[1:]), math.prod(y.shape[1:]))
     examples = min(max(1, _PORTION // each // _LANES) * _LANES, max(1, _CLIFF // each))
+    examples = max(examples, math.ceil(kernel.size / each))
     size = math.ceil(len(x) / min(math.ceil(len(x) / examples), _MOST)) if len(x) else 1
     return [x[i : i + size] for i in range(0, len(x), size)] or [x]

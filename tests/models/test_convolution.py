@@ -89,10 +89,10 @@ def test_one_cpu_gives_the_same_derivatives(one_cpu, monkeypatch, size, window, 
 
 
 def test_kernel_gradients_go_in_portions_on_one_cpu_alone(monkeypatch):
-    """8 images a portion and more while they are small, fewer where they are large, at most 16 portions."""
+    """8 images a portion, more while they are small, fewer where they are large; 16 at most, none below the kernel."""
 
-    def portions(examples, size):
-        shapes = [jax.ShapeDtypeStruct(s, np.float32) for s in ((examples, *size, 16), (3, 3, 16, 16))]
+    def portions(examples, size, width=16):
+        shapes = [jax.ShapeDtypeStruct(s, np.float32) for s in ((examples, *size, width), (3, 3, width, width))]
         gradient = jax.grad(number(lambda x, k: convolve(x, k, form="lax")), 1)
         return count(gradient, *shapes) - 1  # the images have no gradient: no convolution for it
 
@@ -102,7 +102,8 @@ def test_kernel_gradients_go_in_portions_on_one_cpu_alone(monkeypatch):
     assert portions(60, (32, 32)) == 8  # the last of 4
     assert portions(64, (16, 16)) == 2
     assert portions(8, (16, 16)) == 1
-    assert portions(8, (128, 128)) == 4
+    assert portions(8, (128, 128)) == 8
+    assert portions(32, (4, 4), 512) == 1  # the kernel is larger than all images
     assert portions(512, (32, 32)) == 16
     assert portions(1, (512, 512)) == 1  # an example is not cut
 
