@@ -8,7 +8,6 @@ import dataclasses
 import json
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +18,8 @@ from jaxnn import cost, data, losses, models, parallel, report, train
 from jaxnn.core.state import complete
 from jaxnn.core.step import make_step
 from jaxnn.data import host_batch
-from jaxnn.runs import RunFolder
+from jaxnn.runs import RunFolder, Section
+from jaxnn.runs.environment import usage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,56 +118,60 @@ def memory_figure(runs: list[dict[str, Any]]) -> Any:
     return figure
 
 
-def write_page(runs: list[dict[str, Any]], cells: list[list[Any]], path: Path) -> None:
+def sections(runs: list[dict[str, Any]], cells: list[list[Any]]) -> list[Section]:
     """Losses over each other, differences, memory, messages."""
-    counts = sorted({run["devices"] for run in runs})
-    page = report.Page(f"One run on {counts[-1]} devices and on fewer, {jax.default_backend()}").table(cells, HEADERS)
+    found = [Section("Strategies", cells, HEADERS, text=f"Losses in nats a byte, {jax.default_backend()}.")]
     first, steps = runs[0], np.arange(1, len(runs[0]["losses"]) + 1)
-    for n in counts:
+    for n in sorted({run["devices"] for run in runs}):
         if shown := {f"{run['strategy']} {n}": run for run in runs[1:] if run["devices"] == n}:
             lines = {name: np.array(run["losses"]) for name, run in {"single 1": first, **shown}.items()}
             apart = {name: gaps(run, first) for name, run in shown.items()}
-            page.heading(f"{n} devices")
-            page.figure(report.curve(steps, lines, "losses, on top of each other", "step", "nats a byte"))
-            page.figure(report.curve(steps, apart, "difference from one device", "step", "nats a byte", logy=True))
-    page.heading("What a device holds").figure(memory_figure(runs))
+            over = report.curve(steps, lines, "losses, on top of each other", "step", "nats a byte")
+            beside = report.curve(steps, apart, "difference from one device", "step", "nats a byte", logy=True)
+            found += [Section(f"{n} devices", figure=over), Section(f"{n} devices less one", figure=beside)]
     sent = [[r["strategy"], r["devices"], *what, size / 1e6] for r in runs for *what, size in r["sends"]]
-    page.heading("What is sent").table(sent, SENDS).write(path)
+    return [*found, Section("What a device holds", figure=memory_figure(runs)), Section("What is sent", sent, SENDS)]
 
 
 # ---- all of it
 
 
-def opened(cfg: Config) -> Path:
+def opened(cfg: Config) -> RunFolder:
     """The folder of the runs: a new one, or with `resume` one of the same settings; others are refused."""
     settings = {name: value for name, value in dataclasses.asdict(cfg).items() if name not in ("out", "resume")}
     path = train.run_folder("data_parallel", cfg.out, cfg.resume)
-    folder = RunFolder.open(path) if cfg.resume else RunFolder.create(path, settings)
-    folder.check_config(settings, free=("strategies", "devices"))
-    folder.update_config(settings)
-    return folder.path
+    folder = RunFolder.open(path) if cfg.resume else RunFolder.create(path, {"config": settings})
+    folder.check_config({"config": settings}, free=("config.strategies", "config.devices"))
+    folder.update_config({"config": settings})
+    folder.journal.append("resume" if cfg.resume else "start", 0, **usage())
+    return folder
 
 
 def main(cfg: Config) -> list[dict[str, Any]]:
-    """Trains what is missing, writes `data_parallel.html`; gives the runs."""
+    """Trains what is missing, writes `report.html` and `card.md`; gives the runs."""
     parallel.force_host_devices(max(cfg.devices))  # an accelerator's devices are what they are
     parallel.compilation_cache()
     counts = [n for n in cfg.devices if 1 < n <= len(jax.devices())] or [1]
     names = [name for name in cfg.strategies if name != "single" and (max(counts) > 1 or name != "fsdp_tensor")]
-    out, setup = opened(cfg), build(cfg)
-    file = out / "runs.jsonl"
+    folder, setup = opened(cfg), build(cfg)
+    file = folder.path / "runs.jsonl"
     runs = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     try:
         for name, n in [("single", 1), *((name, n) for n in counts for name in names)]:
             if (name, n) not in {(run["strategy"], run["devices"]) for run in runs}:
                 runs.append(trained(name, n, setup, cfg))
                 file.write_text("".join(json.dumps(run) + "\n" for run in runs))
+                folder.journal.append("trained", cfg.steps, strategy=name, devices=n, **usage())
                 print("  ".join(map(str, row(runs[-1], runs[0]))), flush=True)
     except KeyboardInterrupt:
+        out = folder.path
         sys.exit(f"stopped; go on: python -m experiments.data_parallel --out {out} --resume, with the same settings")
     cells = [row(run, runs[0]) for run in runs]
-    write_page(runs, cells, out / "data_parallel.html")
-    print(report.text_table(cells, HEADERS), f"-> {out / 'data_parallel.html'}", sep="\n")
+    print(report.text_table(cells, HEADERS))
+    folder.journal.append("end", cfg.steps, stopped=None, **usage())
+    params, _ = jax.eval_shape(setup.task.init, jax.random.key(0), setup.data.take(np.arange(cfg.batch)))
+    found = {f"{run['strategy']} on {run['devices']}, last loss": run["losses"][-1] for run in runs}
+    train.conclude_folder(folder, found, params, cfg.steps, *sections(runs, cells))
     return runs
 
 

@@ -80,16 +80,14 @@ def conclude(run: Run, result: Mapping[str, float], *sections: Section) -> dict[
         print(f"stopped: {run.stopped}")
     if run.folder is not None:
         conclude_folder(run.folder, values, run.state.params, int(run.state.data_step), *sections)
-        write_summary(run.folder, run.state.params, sections=sections)
-        print(f"report: {run.folder.report}")
     return values
 
 
 def conclude_folder(
     folder: RunFolder, result: Mapping[str, float], params: PyTree, step: int, *sections: Section
 ) -> None:
-    """What `conclude` keeps and writes beside the report, for an experiment of many runs that has a folder of its own:
-    `result.json` and `card.md`.
+    """What `conclude` writes, for an experiment of many runs that has a folder of its own: `report.html`, `result.json`
+    and `card.md`.
 
     Args:
         folder: Made with `{"config": settings}`; its journal has a "start", and an "end" or none.
@@ -99,9 +97,11 @@ def conclude_folder(
         sections: What it shows, with its pictures.
     """
     write_result(folder, result, params, step, sections=sections)
+    write_summary(folder, params, sections=sections)
     card = own_card(folder.path)
     beside = "" if card.name == "card.md" else " (the card.md that is there is none of jaxnn's, and stays)"
     print(f"card: {write_card([folder.path], card)}{beside}")
+    print(f"report: {folder.report}")
 
 
 def command(main: Callable[[Any], Any], config: type, argv: list[str] | None = None) -> Any:

@@ -24,9 +24,10 @@ def test_two_strategies_and_a_resumption(tmp_path, monkeypatch):
     assert split["parameters"] == one["parameters"]
     assert {kind for kind, *_ in runs[1]["sends"]} == {"all-reduce"}
     assert {kind for kind, *_ in runs[2]["sends"]} == {"all-reduce", "all-gather", "reduce-scatter"}
-    page = (tmp_path / "data_parallel.html").read_text()
-    assert page.count("zero2") > 3
-    assert "difference from one device" in page
+    assert (tmp_path / "report.html").read_text().count("zero2") > 3
+    card = (tmp_path / "card.md").read_text()
+    for said in ("zero2 on 2, last loss", "reduce-scatter", "`lr`", "optax", "card_2_devices_less_one.png"):
+        assert said in card
 
     monkeypatch.setattr(data_parallel, "trained", None)  # what is there is not trained again
     assert data_parallel.main(dataclasses.replace(cfg, resume=True)) == runs
@@ -44,7 +45,7 @@ def test_other_settings_or_a_run_that_is_there_are_refused(tmp_path, monkeypatch
     with pytest.raises(ValueError, match="already holds a run"):
         data_parallel.main(cfg)
     again = dataclasses.replace(cfg, resume=True)
-    with pytest.raises(ValueError, match=r"steps: 1 -> 2; width: 64 -> 32\. Resume with the old values"):
+    with pytest.raises(ValueError, match=r"config.steps: 1 -> 2; config.width: 64 -> 32\. Resume with the old values"):
         data_parallel.main(dataclasses.replace(again, steps=2, width=32))
     more = data_parallel.main(dataclasses.replace(again, strategies=("zero2", "zero3")))
     assert [(run["strategy"], run["devices"]) for run in more] == [("single", 1), ("zero2", 2), ("zero3", 2)]

@@ -22,11 +22,24 @@ def test_a_race_of_two(tmp_path):
     rows = race.main(cfg)
     assert {row.optimizer for row in rows} == set(cfg.optimizers)
     assert rows[0].last.mean() <= rows[1].last.mean()
-    assert (tmp_path / "race.html").exists()
+    assert "Ranking" in (tmp_path / "report.html").read_text()
+    card = (tmp_path / "card.md").read_text()
+    for said in (
+        "schedule-free adamw, bits a byte",
+        "one seed",
+        "best rate",
+        "`seeds`",
+        "optax",
+        "card_over_the_rates.png",
+    ):
+        assert said in card
+    assert (tmp_path / "card_over_the_steps.png").stat().st_size > 10_000
     spread = race.main(dataclasses.replace(cfg, strategy="replicate", devices=2, out=str(tmp_path / "spread")))
     for one, two in zip(*(sorted(r, key=lambda row: row.optimizer) for r in (rows, spread)), strict=True):
         np.testing.assert_allclose(two.curve, one.curve, rtol=1e-4)
     before = (tmp_path / "heats.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"another config: config.steps: 6 -> 7"):
+        race.main(dataclasses.replace(cfg, steps=7))
     again = race.main(cfg)
     assert (tmp_path / "heats.jsonl").read_bytes() == before
     assert [row.optimizer for row in again] == [row.optimizer for row in rows]
