@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxnn.data.arrays import Arrays
+from jaxnn.data.given import check_path
 from jaxnn.tree import describe
 from jaxnn.typing import HostArray
 
@@ -29,6 +30,7 @@ def read_idx(path: str | os.PathLike[str]) -> HostArray:
     Source:
         "The IDX file format", Yann LeCun, on the page of the MNIST database.
     """
+    check_path("data.read_idx", path)
     name = f"data.read_idx: {str(path)!r}"
     try:
         content = Path(path).read_bytes()
@@ -89,6 +91,7 @@ def mnist(folder: str | os.PathLike[str], split: str = "train") -> Arrays:
     """
     if split not in _PREFIX:
         raise ValueError(f"data.mnist: split is {split!r}. Tried: {list(_PREFIX)}. Give one of them.")
+    check_path("data.mnist", folder)
     root = Path(folder).expanduser()
     images = read_idx(_find(root, f"{_PREFIX[split]}-images", 3))
     labels = read_idx(_find(root, f"{_PREFIX[split]}-labels", 1))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxnn.data.given import is_size
 from jaxnn.tree import describe
 from jaxnn.typing import HostArray
 
@@ -92,7 +93,7 @@ def _like(x: HostArray, given: HostArray) -> HostArray:
 
 
 def _sizes(where: str, size: tuple[int, int], filter: str) -> None:
-    if len(size) != 2 or min(size) < 1:
+    if not is_size(size):
         raise ValueError(f"data.{where}: size is {size}. Tried: (height, width) in pixels. Give two positive integers.")
     if filter not in _FILTERS:
         raise ValueError(f"data.{where}: filter={filter!r}. Tried: {', '.join(_FILTERS)}. Write one of them.")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxnn.data import order
+from jaxnn.data.given import is_size
 from jaxnn.data.image_files import beside, check, classes_of, image_files, pillow, upright
 from jaxnn.typing import HostArray
 
@@ -63,7 +64,7 @@ class ImageFiles:
         check(self.where, self.files)
 
     def _settings(self, size: tuple[int, int], channels: int) -> None:
-        if len(size) != 2 or min(size) < 1:
+        if not is_size(size):
             raise ValueError(
                 f"{self.where}: size is {size}. Tried: (height, width) in pixels. Give two positive integers."
             )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxnn.data import order
+from jaxnn.data.given import is_whole
 from jaxnn.data.transforms import take_at
 from jaxnn.tree import describe
 from jaxnn.typing import HostArray, Resident, Source
@@ -49,7 +50,8 @@ class Mixed:
         self.source, self.classes, self.alpha, self.probability = source, classes, alpha, probability
         self.seed, self.cut = seed, cut
         self._where = "data.cutmix" if cut else "data.mixup"
-        if classes < 2 or not alpha > 0 or not 0 < probability <= 1:
+        real = all(isinstance(value, (int, float)) for value in (alpha, probability))
+        if not is_whole(classes, 2) or not real or not alpha > 0 or not 0 < probability <= 1:
             raise ValueError(
                 f"{self._where}: classes={classes}, alpha={alpha}, probability={probability}. Tried: two classes or "
                 f"more, alpha > 0, a probability in (0, 1]. Write {self._where}(source, 10), say."

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.data.arrays import take_rows
+from jaxnn.data.given import is_whole
 from jaxnn.data.order import _splitmix
 from jaxnn.data.tokenizers import Encoded
 from jaxnn.data.transforms import Examples
@@ -75,8 +76,8 @@ class Packed:
             ValueError: If there is no token, an id is negative or no int32, or the length is out of range.
             TypeError: If a document holds no integers.
         """
-        if length < 2:
-            raise ValueError(f"data.Packed: length={length}. Tried: rows of so many tokens. Write at least 2.")
+        if not is_whole(length, 2):
+            raise ValueError(f"data.Packed: length={length!r}. Tried: rows of so many tokens. Write at least 2.")
         if not isinstance(documents, Encoded):
             documents = _encoded(documents)
         if not len(documents.ids):
@@ -132,6 +133,10 @@ class Packed:
 
 def _encoded(documents: Sequence[Any]) -> Encoded:
     arrays = []
+    if isinstance(documents, (str, bytes)) or not hasattr(documents, "__iter__"):
+        raise TypeError(
+            f"data.Packed: documents are {describe(documents)}. Tried: several arrays of ids. Give a list of them."
+        )
     for i, document in enumerate(documents):
         array = np.frombuffer(document, np.uint8) if isinstance(document, bytes) else np.asarray(document)
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
@@ -174,7 +179,7 @@ def masked_tokens(
     Source:
         Devlin et al. 2018, arXiv:1810.04805, section 3.1.
     """
-    if not 0 <= mask < vocab:
+    if not is_whole(vocab, 1) or not is_whole(mask, 0) or mask >= vocab:
         raise ValueError(
             f"data.masked_tokens: vocab={vocab}, mask={mask}. Tried: a token of the vocabulary. Write the tokenizer's "
             f"vocab and mask."

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxnn.data.given import check_path
 from jaxnn.data.tokenizers import Sentences, Tokenizer
 from jaxnn.typing import HostArray
 
@@ -110,7 +111,9 @@ def read_jsonl(path: Place, text: str = "text", *, pair: str | None = None, labe
         ValueError: If a line is no JSON object, or a field is missing, empty or no text, with the line's number; if a
             label is no finite number of 32 bits; if the file is empty, missing or not UTF-8.
     """
-    where, file = "data.read_jsonl", Path(path).expanduser()
+    where = "data.read_jsonl"
+    check_path(where, path)
+    file = Path(path).expanduser()
     fields = [name for name in (text, pair) if name is not None]
     found: dict[str, list[Any]] = {name: [] for name in (*fields, *([label] if label is not None else []))}
     for number, line in enumerate(_lines(where, file), 1):
@@ -146,7 +149,10 @@ def read_parallel(source: Place, target: Place) -> Texts:
         ValueError: If the numbers of lines differ, a line is empty on one side only, or a file is empty, missing or
             not UTF-8.
     """
-    where, files = "data.read_parallel", [Path(p).expanduser() for p in (source, target)]
+    where = "data.read_parallel"
+    for path in (source, target):
+        check_path(where, path)
+    files = [Path(p).expanduser() for p in (source, target)]
     left, right = (_lines(where, file) for file in files)
     if len(left) != len(right):
         raise ValueError(
@@ -207,5 +213,6 @@ def read_imdb(folder: Place, split: str = "train") -> Texts:
     """
     if split not in ("train", "test"):
         raise ValueError(f"data.read_imdb: split={split!r}. Tried: train, test. Write one of them.")
+    check_path("data.read_imdb", folder)
     read = read_text_folder(Path(folder).expanduser() / split, classes=("neg", "pos"))
     return dataclasses.replace(read, texts=[text.replace("<br />", " ") for text in read.texts])

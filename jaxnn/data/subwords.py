@@ -105,6 +105,11 @@ def wordpiece_of(file: Path, lowercase: bool) -> Any:
     """BERT's tokenizer of its `vocab.txt`."""
     model = package().models.WordPiece
     vocab = model.read_file(str(file))
+    if "[UNK]" not in vocab:
+        raise ValueError(
+            f"data.Tokenizer.load: {str(file)!r} holds {len(vocab)} tokens and no '[UNK]'. Tried: BERT's vocab.txt. "
+            f"Give the file of a BERT, or its tokenizer.json."
+        )
     return _wordpiece(model(vocab, unk_token="[UNK]"), lowercase, vocab)
 
 

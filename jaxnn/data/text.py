@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn.data.given import is_whole
 from jaxnn.typing import HostArray, Resident
 
 SEPARATOR = 0
@@ -196,9 +197,9 @@ class TextFiles:
 
 
 def _window(name: str, length: int, stride: int) -> tuple[int, int]:
-    if length < 1:
-        raise ValueError(f"data.{name}: length is {length} bytes. Tried: windows of so many bytes. Give at least 1.")
-    if not 1 <= stride <= length:
+    if not is_whole(length, 1):
+        raise ValueError(f"data.{name}: length is {length!r} bytes. Tried: windows of so many bytes. Give at least 1.")
+    if not is_whole(stride, 1) or stride > length:
         raise ValueError(
             f"data.{name}: stride is {stride} bytes for windows of {length}. Tried: one window every stride bytes. "
             f"Give 1 to {length}; a longer stride would skip bytes."

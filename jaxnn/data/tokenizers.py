@@ -7,7 +7,7 @@ need none of it: `TextFiles`, and `text.encode()`.
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,8 @@ import numpy as np
 
 from jaxnn.data import subwords
 from jaxnn.data.arrays import Arrays, take_rows
+from jaxnn.data.given import check_path, check_text, check_texts, check_whole, is_whole
+from jaxnn.tree import describe
 from jaxnn.typing import HostArray, Resident
 
 _PADS, _MASKS = ("[PAD]", "<pad>", "<|endoftext|>"), ("[MASK]", "<mask>")
@@ -59,6 +61,7 @@ class Tokenizer:
         inner.no_padding()
         inner.no_truncation()
         self.vocab: int = inner.get_vocab_size()
+        self._end = max(inner.get_vocab().values(), default=-1) + 1  # ids may have gaps
         self._pads = _PADS if pad is None else (pad,)
         if pad is not None:
             self._first(self._pads, "pad with")
@@ -104,6 +107,7 @@ class Tokenizer:
         Raises:
             ValueError: If there is no such token.
         """
+        check_text("data.Tokenizer.token_id", token)
         return self._first((token,), "give")
 
     @classmethod
@@ -122,6 +126,9 @@ class Tokenizer:
         Raises:
             ValueError: If there is no such file, it is damaged, or has no such token.
         """
+        check_path("data.Tokenizer.load", path)
+        if pad is not None and not isinstance(pad, str):
+            raise TypeError(f"data.Tokenizer.load: pad={pad!r:.60}. Tried: a token. Write pad='</s>', say, no id.")
         file = Path(path).expanduser()
         if file.is_dir():
             file = next((file / n for n in ("tokenizer.json", "vocab.txt", *_PAIRS) if (file / n).is_file()), file)
@@ -167,14 +174,16 @@ class Tokenizer:
 
         Raises:
             ValueError: If the vocabulary is too small, the kind is unknown, or there is no text.
+            TypeError: If a text is no string, or `texts` is one.
         """
         least = len(subwords.SPECIAL) + (256 if kind == "bpe" else 1)
-        if kind not in ("bpe", "wordpiece") or vocab < least:
+        if kind not in ("bpe", "wordpiece") or not is_whole(vocab, least):
             raise ValueError(
                 f"data.Tokenizer.train: kind={kind!r}, vocab={vocab}. Tried: bpe or wordpiece, of at least {least} "
                 f"tokens. Write vocab=8192, say."
             )
-        texts = iter(texts)
+        check_texts("data.Tokenizer.train", texts)
+        texts = _checked("data.Tokenizer.train", texts)
         if (first := next(texts, None)) is None:
             raise ValueError("data.Tokenizer.train: no texts. Tried: learning from them. Give at least one.")
         texts = itertools.chain([first], texts)
@@ -185,8 +194,18 @@ class Tokenizer:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes `tokenizer.json`, to that file or into that folder."""
-        file = Path(path)
+        """Writes `tokenizer.json`, to that file or into that folder.
+
+        Raises:
+            ValueError: If there is no such folder.
+        """
+        check_path("data.Tokenizer.save", path)
+        file = Path(path).expanduser()
+        if not file.is_dir() and not file.parent.is_dir():
+            raise ValueError(
+                f"data.Tokenizer.save: there is no folder {str(file.parent)!r}. Tried: writing {file.name!r} into it. "
+                f"Make it first."
+            )
         self.inner.save(str(file / "tokenizer.json" if file.is_dir() else file))
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, length: int | None = None) -> Encoded:
@@ -199,19 +218,18 @@ class Tokenizer:
 
         Raises:
             ValueError: If the numbers differ, or the length leaves no room for text.
-            TypeError: If a text is no string.
+            TypeError: If a text is no string, or `texts` is one.
         """
+        for given in (texts,) if pairs is None else (texts, pairs):
+            check_texts("data.Tokenizer.encode", given)
         if pairs is not None and len(pairs) != len(texts):
             raise ValueError(
                 f"data.Tokenizer.encode: {len(texts)} texts and {len(pairs)} partners. Tried: pairs. Give one each."
             )
         for text in (*texts, *(pairs or ())):
-            if not isinstance(text, str):
-                raise TypeError(
-                    f"data.Tokenizer.encode: {text!r:.60} is {type(text).__name__}. Tried: strings. Decode it first."
-                )
+            check_text("data.Tokenizer.encode", text)
         added = self.inner.num_special_tokens_to_add(pairs is not None)
-        if length is not None and length <= added:
+        if length is not None and not is_whole(length, added + 1):
             raise ValueError(
                 f"data.Tokenizer.encode: length={length} for {added} special tokens. Tried: cutting the text. Write at "
                 f"least {added + 1}."
@@ -229,8 +247,28 @@ class Tokenizer:
         return Encoded(ids, types, starts)
 
     def decode(self, ids: Any) -> str:
-        """The text of ids, without special tokens."""
-        return self.inner.decode(np.asarray(ids).tolist())
+        """The text of ids [n], without special tokens.
+
+        Raises:
+            ValueError: If they are not integers [n], or one is no token.
+        """
+        ids = np.asarray(ids)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise ValueError(
+                f"data.Tokenizer.decode: ids are {describe(ids)}. Tried: integers [n]. Decode texts one by one."
+            )
+        if ids.size and (ids.min() < 0 or ids.max() >= self._end):
+            raise ValueError(
+                f"data.Tokenizer.decode: ids {ids.min()} to {ids.max()} for {self.vocab} tokens. Tried: ids in "
+                f"[0, {self._end}). Give what the model wrote, without padding of other kinds."
+            )
+        return self.inner.decode(ids.tolist())
+
+
+def _checked(where: str, texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        check_text(where, text)
+        yield text
 
 
 class Sentences:
@@ -268,9 +306,23 @@ class Sentences:
         Raises:
             ValueError: If there is no text, one has no token, lengths do not fit, or a bucket is out of range.
         """
+        if not isinstance(tokenizer, Tokenizer):
+            raise TypeError(
+                f"data.Sentences: tokenizer is {describe(tokenizer)}. Tried: a data.Tokenizer. Write "
+                f"data.Tokenizer.load(folder)."
+            )
+        check_texts("data.Sentences", texts)
+        if own := {"x", "types"} & arrays.keys():
+            raise ValueError(
+                f"data.Sentences: an array {sorted(own)[0]!r}. Tried: arrays beside the tokens, which are 'x' and "
+                f"'types'. Rename it."
+            )
         if not len(texts):
             raise ValueError("data.Sentences: no texts. Tried: tokenizing them. Give at least one.")
-        bad = [b for b in buckets if not 0 < b < length]
+        check_whole("data.Sentences", "length", length, 1)
+        if isinstance(buckets, (str, int)):
+            raise ValueError(f"data.Sentences: buckets={buckets!r}. Tried: several lengths. Write ({buckets},).")
+        bad = [b for b in buckets if not is_whole(b, 1) or b >= length]
         if bad:
             raise ValueError(
                 f"data.Sentences: bucket {bad[0]} for length={length}. Tried: buckets in [1, length). Leave it out."

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxnn.data import order
 from jaxnn.data.arrays import take_rows
+from jaxnn.data.given import is_whole
 from jaxnn.tree import describe
 from jaxnn.typing import HostArray, Resident, Source
 
@@ -95,13 +96,22 @@ def normalize(mean: Any, std: Any, key: str = "x") -> Callable[[Examples], Examp
     Raises:
         ValueError: If an entry of `std` is not positive.
     """
-    shift, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    try:
+        shift, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    except (TypeError, ValueError):
+        shift, scale = np.float32(np.nan), np.float32(np.nan)
     if not (np.isfinite(shift).all() and np.isfinite(scale).all() and (scale > 0).all()):
         raise ValueError(
             f"data.normalize: mean {mean} and std {std}. Tried: (x - mean) / std. Give finite means and std > 0."
         )
 
     def normalized(examples: Examples) -> Examples:
+        channels = examples[key].shape[-1:]
+        if not {shift.shape, scale.shape} <= {(), (1,), channels}:
+            raise ValueError(
+                f"data.normalize: {key!r} {describe(examples[key])} with mean {describe(shift)} and std "
+                f"{describe(scale)}. Tried: one number, or one a channel. Give as many."
+            )
         return {**examples, key: (examples[key].astype(np.float32) - shift) / scale}
 
     return normalized
@@ -120,8 +130,8 @@ def random_crop_flip(pad: int = 4, flip: bool = True, key: str = "x") -> Callabl
     Raises:
         ValueError: If `pad` is negative.
     """
-    if pad < 0:
-        raise ValueError(f"data.random_crop_flip: pad is {pad} pixels. Tried: zeros on each side. Give 0 or more.")
+    if not is_whole(pad, 0):
+        raise ValueError(f"data.random_crop_flip: pad is {pad!r} pixels. Tried: zeros on each side. Give 0 or more.")
 
     def cropped(examples: Examples, words: HostArray) -> Examples:
         x = examples[key]
@@ -149,11 +159,13 @@ def one_hot(classes: int, key: str = "y") -> Callable[[Examples], Examples]:
     Raises:
         ValueError: If `classes` < 1, or at take if an id is out of range.
     """
-    if classes < 1:
-        raise ValueError(f"data.one_hot: {classes} classes. Tried: one column a class. Give at least 1.")
+    if not is_whole(classes, 1):
+        raise ValueError(f"data.one_hot: {classes!r} classes. Tried: one column a class. Give at least 1.")
 
     def encoded(examples: Examples) -> Examples:
         ids = examples[key]
+        if ids.dtype.kind not in "iu":
+            raise ValueError(f"data.one_hot: {key!r} {describe(ids)}. Tried: class ids. Give integers.")
         if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= classes):
             raise ValueError(
                 f"data.one_hot: ids from {ids.min()} to {ids.max()} for {classes} classes. Give ids in [0, {classes})."

@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxnn.data.given import check_path
+
 FILE = "verses.en-es.tsv"
 _MODULES = ("engKJV2006eb", "spaRV1909eb")
 _HEADER = "verse\tEnglish\tSpanish"
@@ -33,6 +35,7 @@ def read_verses(folder: str | os.PathLike[str]) -> list[Verse]:
     Raises:
         ValueError: If the file is not there, or a line is not three fields.
     """
+    check_path("data.read_verses", folder)
     path = Path(folder).expanduser() / FILE
     try:
         lines = path.read_text("utf-8").split("\n")
