@@ -34,7 +34,7 @@ class Config(train.RunOptions):
 # ---- data
 
 WHOLE = 64  # tokens: nearly every snippet has fewer
-BUCKETS = (16, 24, 32, 48)  # lengths of held-out batches below
+BUCKETS = (16, 24, 32, 48)  # lengths of batches below the most: a program is compiled for each
 GOOD = (
     "a joy from start to end",
     "funny, warm and wise",
@@ -110,7 +110,8 @@ def build(cfg: Config) -> train.Setup:
     """Everything that `fit` needs, for tools to reuse."""
     texts, labels, others, truth = split(cfg.data)
     tokenizer, model, params = pretrained(cfg)
-    source = data.Sentences(tokenizer, texts, length=cfg.length, y=labels)
+    shorter = [bucket for bucket in BUCKETS if bucket < cfg.length]
+    source = data.Sentences(tokenizer, texts, length=cfg.length, buckets=shorter, y=labels)
     validation = data.Sentences(tokenizer, others, length=WHOLE, buckets=BUCKETS, y=truth)
     task = train.supervised(model, losses.cross_entropy, {"accuracy": metrics.accuracy})
     if params is not None:
@@ -118,7 +119,7 @@ def build(cfg: Config) -> train.Setup:
     steps = cfg.epochs * -(-len(source) // cfg.batch)
     up = max(1, steps // 10)
     rate = optim.schedules.joined(
-        (optim.schedules.linear(0, cfg.lr, up), up), (optim.schedules.linear(cfg.lr, 0, steps - up), None)
+        (optim.schedules.linear(0, cfg.lr, up), up), (optim.schedules.linear(cfg.lr, 0, max(1, steps - up)), None)
     )
     return train.Setup(task=task, tx=optim.adamw(rate), data=source, validation=validation)
 

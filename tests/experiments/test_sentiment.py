@@ -23,6 +23,19 @@ def test_sentiment_runs_on_its_embedded_sentences(tmp_path, capsys):
     assert "The surest mistakes" in report
 
 
+def test_it_learns_in_batches_of_similar_length(tmp_path):
+    """Short snippets are not padded to the longest; where nothing is shorter than the most, all lie on the device."""
+    cfg = sentiment.Config(data=str(tmp_path), weights="none")
+    setup = sentiment.build(cfg)
+    needed = np.diff(setup.data.encoded.starts)
+    assert needed.max() <= 16 < cfg.length
+    assert set(setup.data.padded_to) == {16}
+    assert setup.data.take(np.arange(2))["x"].shape == (2, 16)
+    whole = sentiment.build(dataclasses.replace(cfg, length=16)).data
+    assert whole.padded_to is None
+    assert whole.resident() is not None
+
+
 def test_texts_that_are_equal_are_on_one_side(tmp_path):
     rows = "\n".join(f"{i}\t{1 if i % 2 else -1}\ttext {i // 3}" for i in range(600)) + "\n601\t0\tneither\n"
     (tmp_path / "movieReviewSnippets_GroundTruth.txt").write_text(rows)
