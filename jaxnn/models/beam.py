@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxnn.models.given import own_params
 from jaxnn.tree import describe
 from jaxnn.typing import Array, HostArray, Params, PyTree
 
@@ -23,7 +24,7 @@ StepFn = Callable[[Array, PyTree, Array], tuple[Array, PyTree]]
 
 
 def _check(where: str, cache: PyTree, batch: int, length: int, beams: int) -> None:
-    if length < 1 or beams < 1 or batch < 1:
+    if not all(isinstance(n, int) and n >= 1 for n in (length, beams, batch)):
         raise ValueError(
             f"{where}: batch={batch}, length={length}, beams={beams}. Tried: at least 1 of each. Write such numbers."
         )
@@ -35,8 +36,33 @@ def _check(where: str, cache: PyTree, batch: int, length: int, beams: int) -> No
             )
 
 
-def _starts(start: int | Array, batch: int) -> Array:
+def _starts(where: str, start: int | Array, batch: int) -> Array:
+    if not jnp.issubdtype(jnp.result_type(start), jnp.integer) or jnp.shape(start) not in ((), (batch,)):
+        raise ValueError(
+            f"{where}: start is {describe(start)} for {batch} examples. Tried: a token, or one an example. Give an "
+            f"integer, or integers [{batch}]."
+        )
     return jnp.broadcast_to(jnp.asarray(start, jnp.int32), (batch,))
+
+
+def _stepped(where: str, step: StepFn, tokens: Array, cache: PyTree, i: Array) -> tuple[Array, PyTree]:
+    """What `step` gives, held to what it must be: logits [N, V], and a cache like the one that it was given."""
+    given = step(tokens, cache, i)
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise TypeError(f"{where}: step gave {describe(given)}. Tried: logits and the cache. Return (logits, cache).")
+    logits, new = given
+    if jnp.ndim(logits) != 2 or len(logits) != len(tokens):
+        raise ValueError(
+            f"{where}: step gave logits {describe(logits)} for tokens {describe(tokens)}. Tried: [N, V], one row a "
+            f"token. Leave the time axis out, and take N from the tokens: beams are examples to it."
+        )
+    shapes = [jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), c) for c in (cache, new)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{where}: step gave a cache of {shapes[1]!s:.200} for one of {shapes[0]!s:.200}. Tried: the same shapes "
+            f"and dtypes at every step. Write into the cache's places, with room for all steps."
+        )
+    return logits, new
 
 
 def greedy_search(
@@ -67,7 +93,7 @@ def greedy_search(
 
     def advance(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         i, tokens, cache, written, done, score = carry
-        logits, cache = step(tokens, cache, i)
+        logits, cache = _stepped("models.greedy_search", step, tokens, cache, i)
         logs = jax.nn.log_softmax(logits.astype(jnp.float32))
         tokens = jnp.where(done, pad, jnp.argmax(logs, axis=-1).astype(jnp.int32))
         score = score + jnp.where(done, 0, jnp.max(logs, axis=-1))
@@ -76,7 +102,7 @@ def greedy_search(
 
     written = jnp.full((batch, length), pad, jnp.int32)
     nothing = jnp.zeros(batch, bool), jnp.zeros(batch, jnp.float32)
-    begin = (jnp.zeros((), jnp.int32), _starts(start, batch), cache, written, *nothing)
+    begin = (jnp.zeros((), jnp.int32), _starts("models.greedy_search", start, batch), cache, written, *nothing)
     _, _, _, written, _, score = lax.while_loop(going, advance, begin)
     return written, score
 
@@ -154,7 +180,7 @@ def beam_search(
         return (now.i < length) & jnp.any(now.ended_scores[:, -1] < reachable)
 
     def advance(now: _Beams) -> _Beams:
-        logits, cache = step(now.tokens.reshape(-1), now.cache, now.i)
+        logits, cache = _stepped("models.beam_search", step, now.tokens.reshape(-1), now.cache, now.i)
         vocab = logits.shape[-1]
         logs = jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(batch, beams, vocab)
         total = (now.scores[..., None] + logs).reshape(batch, -1)
@@ -179,7 +205,7 @@ def beam_search(
     blank = jnp.full((batch, beams, length), pad, jnp.int32)
     none = jnp.full((batch, beams), -jnp.inf)
     first = none.at[:, 0].set(0.0)  # all hypotheses are one before the first token
-    tokens = jnp.repeat(_starts(start, batch)[:, None], beams, axis=1)
+    tokens = jnp.repeat(_starts("models.beam_search", start, batch)[:, None], beams, axis=1)
     begin = _Beams(jnp.zeros((), jnp.int32), repeated, tokens, blank, first, blank, none)
     last = lax.while_loop(going, advance, begin)
     # What goes on counts as it stands: an end that nobody believes in is not better for being one.
@@ -234,10 +260,23 @@ def translate(
         int32 [B, length]; the end token is in it, `config.pad` follows.
 
     Raises:
-        ValueError: If the source is not [B, S] of ids in the vocabulary, a row is padding only, or a size is below 1.
-        TypeError: If it is not integers.
+        ValueError: If the source is not [B, S] of ids in the vocabulary, a row is padding only, a size is below 1, or
+            the parameters are not the model's.
+        TypeError: If it is not integers, or the model translates nothing.
     """
-    source = np.asarray(source)
+    if not (hasattr(model, "begin") and hasattr(model, "step")):
+        raise TypeError(
+            f"models.translate: model is {type(model).__name__}. Tried: Seq2Seq, Transformer. For a GPT write "
+            f"models.generate."
+        )
+    _check("models.translate", (), 1, length, beams)
+    try:
+        source = np.asarray(source)
+    except ValueError as error:
+        raise ValueError(
+            f"models.translate: source is {describe(source)}, rows of other lengths. Tried: [B, S]. Pad them by "
+            f"{model.config.pad}."
+        ) from error
     given = f"models.translate: source {describe(source)}"
     if not np.issubdtype(source.dtype, np.integer):
         raise TypeError(f"{given}. Tried: token ids. Encode the text first.")
@@ -253,4 +292,5 @@ def translate(
             f"{given}: row {nothing[0]} is padding only ({model.config.pad}). Tried: a text to translate. Leave empty "
             "texts out."
         )
-    return np.asarray(_translate(model, params, source.astype(np.int32), length, beams, length_penalty)[0])
+    with own_params("translate"):
+        return np.asarray(_translate(model, params, source.astype(np.int32), length, beams, length_penalty)[0])

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxnn import rng, sharding
 from jaxnn.models.attention import attention
 from jaxnn.models.blocks import layer
+from jaxnn.models.given import check_array, check_config, check_rate, check_sizes, dropout_key
 from jaxnn.models.layers import Dense, Embed, LayerNorm, along_last, declare, rows_of, within
 from jaxnn.models.sizes import divisors
 from jaxnn.tree import describe
@@ -89,12 +90,9 @@ class BERTConfig:
             ValueError: If a size is out of range, the heads do not divide the width, or a choice is unknown.
         """
         where = "models.BERTConfig"
-        for name in ("vocab", "length", "layers", "heads", "width", "mlp_width", "classes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{where}: {name}={getattr(self, name)!r}. Tried: a size. Write at least 1.")
-        for name in ("types", "position_offset"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{where}: {name}={getattr(self, name)!r}. Tried: a count. Write 0 or more.")
+        sizes = ("vocab", "length", "layers", "heads", "width", "mlp_width", "classes")
+        check_sizes("BERTConfig", {name: getattr(self, name) for name in sizes})
+        check_sizes("BERTConfig", {"types": self.types, "position_offset": self.position_offset}, least=0)
         if self.width % self.heads:
             fits = divisors(self.width, 2 * self.heads)
             raise ValueError(
@@ -107,8 +105,7 @@ class BERTConfig:
                 f"where nothing is padded."
             )
         for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{where}: {name}={getattr(self, name)!r}. Tried: a rate in [0, 1). Write 0.1, say.")
+            check_rate("BERTConfig", name, getattr(self, name))
         choices = {"activation": tuple(_ACTIVATIONS), "head": HEADS, "pooling": ("first", "mean")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -227,6 +224,7 @@ class BERT(nn.Module):
             TypeError: If the tokens are not integers.
         """
         c = self.config
+        check_config("BERT", c, BERTConfig)
         if places is not None and c.head != "mlm":
             raise ValueError(f"models.BERT: places for head={c.head!r}. Tried: head='mlm'. Leave places out.")
         if places is not None and (places.ndim != 2 or places.shape[0] != tokens.shape[0]):
@@ -268,6 +266,7 @@ class BERT(nn.Module):
     ) -> tuple[Array, Array | None, Array | None]:
         """Activations [B, T, E], segments and the key of dropout."""
         c = self.config
+        check_array("BERT", "tokens", tokens, "[B, T]")
         if tokens.ndim != 2:
             raise ValueError(
                 f"models.BERT: tokens are {describe(tokens)}. Tried: [B, T]. Write tokens[None] for one sequence."
@@ -279,6 +278,11 @@ class BERT(nn.Module):
             )
         if types is not None and not c.types:
             raise ValueError("models.BERT: types for a model without any. Tried: config.types=0. Leave types out.")
+        if types is not None and (types.shape != tokens.shape or not jnp.issubdtype(types.dtype, jnp.integer)):
+            raise ValueError(
+                f"models.BERT: types are {describe(types)} for tokens {describe(tokens)}. Tried: one integer a token. "
+                f"Give 0 or 1 for a pair's texts."
+            )
         x = table(tokens)
         if segment is None and c.pad is not None:
             segment = (tokens != c.pad).astype(jnp.int32)
@@ -297,7 +301,7 @@ class BERT(nn.Module):
                 else rows_of(kinds, types, "models.BERT: types", "Give 0 or 1 for a pair's texts.")
             )
         x = sharding.constrain(LayerNorm(c.epsilon, name="norm_embed")(x), "batch", "sequence", "embed")
-        key = self.make_rng("dropout") if train and (c.dropout or c.attention_dropout) else None
+        key = dropout_key("BERT", self) if train and (c.dropout or c.attention_dropout) else None
         return self._drop(x, key, "embed"), segment, key
 
     @nn.nowrap

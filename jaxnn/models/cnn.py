@@ -7,7 +7,9 @@ import flax.linen as nn
 from jax.sharding import PartitionSpec as P
 
 from jaxnn import rng, sharding
+from jaxnn.models.given import check_array, check_rate, check_sizes, check_width, dropout_key
 from jaxnn.models.layers import BatchNorm, Conv, Dense, max_pool
+from jaxnn.models.vision import check_input
 from jaxnn.typing import Array
 
 # How parameters are split over devices that share a layer (`parallel.tensor`): by output channels.
@@ -45,13 +47,12 @@ class CNN(nn.Module):
 
     def __post_init__(self) -> None:
         """Checks the settings."""
-        if min((*self.channels, *self.dense, self.classes)) < 1:
-            raise ValueError(
-                f"models.CNN: channels={self.channels!r}, dense={self.dense!r}, classes={self.classes!r}. "
-                f"Tried: widths of at least 1. Write channels=(32, 64), say."
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"models.CNN: dropout={self.dropout!r}. Tried: a rate in [0, 1). Write 0.1, say.")
+        for name, value in (("channels", self.channels), ("dense", self.dense)):
+            if not isinstance(value, (tuple, list)):
+                raise ValueError(f"models.CNN: {name}={value!r}. Tried: a width a layer. Write (32, 64), say.")
+            check_sizes("CNN", {name: tuple(value)} if value else {})
+        check_sizes("CNN", {"classes": self.classes})
+        check_rate("CNN", "dropout", self.dropout)
         super().__post_init__()
 
     @nn.compact
@@ -64,8 +65,13 @@ class CNN(nn.Module):
             mask: [B], 0 for padding examples, which enter no statistic.
 
         Raises:
-            ValueError: If `x` is not rank 4, or too small for the stages.
+            ValueError: If `x` is not rank 4, empty, too small for the stages, or of other channels than the parameters.
+            TypeError: If it is no array.
         """
+        check_array("CNN", "x", x, "[B, H, W, C]")
+        if x.ndim == 4:
+            check_input("CNN", x, x.shape[-1])
+            check_width("CNN", self, "conv_0" if self.channels else "", x)
         for i, width in enumerate(self.channels):
             conv = Conv(
                 width, padding="VALID", use_bias=not self.batch_norm, matmul_dtype=self.matmul_dtype, name=f"conv_{i}"
@@ -76,7 +82,7 @@ class CNN(nn.Module):
             # relu of the largest is the largest relu, with the same gradient, over a quarter of the elements.
             x = sharding.constrain(nn.relu(max_pool(x, 2)), "batch", None, None, "channels")
         x = x.reshape(x.shape[0], -1)
-        key = self.make_rng("dropout") if train and self.dropout else None
+        key = dropout_key("CNN", self) if train and self.dropout else None
         for i, width in enumerate(self.dense):
             x = nn.relu(Dense(width, matmul_dtype=self.matmul_dtype, name=f"dense_{i}")(x))
             if key is not None:

@@ -17,8 +17,10 @@ from jax import lax
 from jaxnn import rng
 from jaxnn.models.attention import Cache
 from jaxnn.models.beam import beam_search
+from jaxnn.models.given import own_params
 from jaxnn.models.gpt import GPT, init_cache
 from jaxnn.models.sampling import draw
+from jaxnn.tree import describe
 from jaxnn.typing import Array, HostArray, Params
 
 Prompt = bytes | HostArray | Sequence[int]
@@ -171,6 +173,8 @@ def _keys(key: Any, count: int, needed: bool, given: str) -> Array:
     if key is None and needed:
         raise ValueError(f"{given}: no key. Tried: drawing. Write key=jax.random.key(0), or temperature=0.")
     key = rng.wrap(np.zeros(2, np.uint32)) if key is None else key
+    if not hasattr(key, "dtype"):
+        raise ValueError(f"{given}: key is {describe(key)}. Tried: a typed key. Write jax.random.key(0).")
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise ValueError(f"{given}: key {key.dtype}{list(key.shape)}. Tried: a typed key. Write jax.random.key(0).")
     if key.ndim == 0:
@@ -223,16 +227,30 @@ def generate(
     Raises:
         ValueError: If a prompt is empty or has ids outside the vocabulary, or a setting is out of range.
     """
+    if not isinstance(model, GPT):
+        raise TypeError(
+            f"models.generate: model is {type(model).__name__}. Tried: models.GPT. For an encoder-decoder write "
+            f"models.translate."
+        )
     c = model.config
     given = f"models.generate: steps={steps}, temperature={temperature}, top_k={top_k}, top_p={top_p}"
     several = isinstance(prompt, (list, tuple)) and not all(isinstance(x, (int, np.integer)) for x in prompt)
     prompts: Any = prompt if several else [prompt]
     ids = [_ids(p, c.vocab, given) for p in prompts]
-    whole = all(isinstance(n, numbers.Integral) for n in (steps, beams, 1 if top_k is None else top_k))
-    if not whole or steps < 1 or not 0 <= temperature < np.inf or (top_k is not None and not 1 <= top_k <= c.vocab):
+    if not ids:
+        raise ValueError(f"{given}: no prompts. Tried: continuing them. Give at least one.")
+    whole = all(isinstance(n, numbers.Integral) for n in (steps, beams, *(x for x in (top_k, stop) if x is not None)))
+    real = all(isinstance(x, numbers.Real) for x in (temperature, length_penalty, 1 if top_p is None else top_p))
+    if (
+        not whole
+        or not real
+        or steps < 1
+        or not 0 <= temperature < np.inf
+        or (top_k is not None and not 1 <= top_k <= c.vocab)
+    ):
         raise ValueError(
             f"{given}, beams={beams}. Tried: whole steps >= 1 and beams, a finite temperature >= 0, top_k None or 1 to "
-            f"{c.vocab}. Write such values."
+            f"{c.vocab}, numbers. Write such values."
         )
     if (top_p is not None and not 0 < top_p <= 1) or (stop is not None and not 0 <= stop < c.vocab):
         raise ValueError(f"{given}, stop={stop}. Tried: top_p in (0, 1], stop in the vocabulary. Write such values.")
@@ -252,19 +270,22 @@ def generate(
     room, end = _bucket(steps, 64), np.int32(-1 if stop is None else stop)
     if beams > 1:
         tokens, start = _left(ids, _bucket(longest))
-        out = _beams(model, params, tokens, start, end, steps, beams, float(length_penalty))
+        with own_params("generate"):
+            out = _beams(model, params, tokens, start, end, steps, beams, float(length_penalty))
     else:
         keys = _keys(key, len(ids), temperature > 0, given)
         drawing = (np.float32(temperature), np.float32(1 if top_p is None else top_p))
         rest = (keys, drawing, (np.int32(steps), end), room, top_k, top_p is not None)
         if fits and cache is not False:
-            out = _cached(model, params, *_left(ids, _bucket(longest)), *rest)
+            with own_params("generate"):
+                out = _cached(model, params, *_left(ids, _bucket(longest)), *rest)
         else:
             size = min(c.length, _bucket(longest) + room)
             window = np.zeros((len(ids), size), np.int32)
             for row, x in zip(window, ids):
                 row[: x.size] = x
-            out = _windowed(model, params, window, np.array([x.size for x in ids], np.int32), *rest)
+            with own_params("generate"):
+                out = _windowed(model, params, window, np.array([x.size for x in ids], np.int32), *rest)
     texts = [_cut(row[:steps], stop) for row in np.asarray(out)]
     return texts if several else texts[0]
 

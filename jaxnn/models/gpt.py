@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxnn import rng, sharding
 from jaxnn.models.attention import Cache, alibi_slopes, attention, cached_attention, rotary
 from jaxnn.models.blocks import layer
+from jaxnn.models.given import check_array, check_config, dropout_key
 from jaxnn.models.gpt_config import GPTConfig as GPTConfig
 from jaxnn.models.layers import Dense, Embed, LayerNorm, RMSNorm, declare, rows_of
 from jaxnn.tree import describe
@@ -158,6 +159,8 @@ class GPT(nn.Module):
             TypeError: If they are not integers.
         """
         c = self.config
+        check_config("GPT", c, GPTConfig)
+        check_array("GPT", "tokens", tokens, "[B, T]")
         if tokens.ndim != 2:
             raise ValueError(
                 f"models.GPT: tokens are {describe(tokens)}. Tried: [B, T]. Write tokens[None] for one sequence."
@@ -177,7 +180,7 @@ class GPT(nn.Module):
             table = self.param("position_embed", init, (c.length, c.width), jnp.float32)
             x = x + rows_of(table, positions, "models.GPT: positions", "Count them from 0.")
         x = sharding.constrain(x, "batch", "sequence", "embed")
-        key = self.make_rng("dropout") if train and (c.dropout or c.attention_dropout) else None
+        key = dropout_key("GPT", self) if train and (c.dropout or c.attention_dropout) else None
         if key is not None:
             x = rng.dropout(rng.named_key(key, "embed"), x, c.dropout)
         past = (None, None) if cache is None else (cache.start, cache.filled)

@@ -8,6 +8,7 @@ import jax
 
 from jaxnn.models.attention import RotaryScaling
 from jaxnn.models.attention.call import FORMS, Form
+from jaxnn.models.given import check_rate, check_sizes
 from jaxnn.models.sizes import divisors
 
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -94,9 +95,7 @@ class GPTConfig:
         """
         sizes = ("vocab", "length", "layers", "heads", "width", "mlp_ratio")
         sizes += tuple(n for n in ("kv_heads", "head_width", "mlp_width", "window") if getattr(self, n) is not None)
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise ValueError(f"models.GPTConfig: {name}={getattr(self, name)!r}. Tried: a size. Write at least 1.")
+        check_sizes("GPTConfig", {name: getattr(self, name) for name in sizes})
         if self.head_width is None and self.width % self.heads:
             fits = divisors(self.width, 2 * self.heads)
             raise ValueError(
@@ -115,10 +114,7 @@ class GPTConfig:
                 f"Tried: rotary pairs. Write an even head width, or positions='learned'."
             )
         for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"models.GPTConfig: {name}={getattr(self, name)!r}. Tried: a rate in [0, 1). Write 0.1, say."
-                )
+            check_rate("GPTConfig", name, getattr(self, name))
         if self.rotary_base <= 0 or (self.epsilon is not None and self.epsilon <= 0):
             raise ValueError(
                 f"models.GPTConfig: rotary_base={self.rotary_base!r}, epsilon={self.epsilon!r}. Tried: positive "

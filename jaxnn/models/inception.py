@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxnn import rng, sharding
+from jaxnn.models.given import dropout_key
 from jaxnn.models.layers import BatchNorm, Conv, Dense
 from jaxnn.models.pooling import Form, avg_pool, max_pool
 from jaxnn.models.vision import check_input, check_rate, check_sizes, same_avg_pool
@@ -264,7 +265,7 @@ class Inception(nn.Module):
                 second = Aux(c, train, name="AuxLogits")(x, mask)
         x = jnp.mean(x, axis=(1, 2))
         if train and c.dropout:
-            x = rng.dropout(rng.named_key(self.make_rng("dropout"), "head"), x, c.dropout)
+            x = rng.dropout(rng.named_key(dropout_key("Inception", self), "head"), x, c.dropout)
         logits = _fc(c)(x).astype(jnp.float32)
         return logits if second is None or not train else (logits, second)
 

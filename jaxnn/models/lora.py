@@ -5,7 +5,9 @@ which only the adapters learn.
 """
 
 import dataclasses
+import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -38,11 +40,12 @@ class LoRA:
         Raises:
             ValueError: If the rank is below 1, alpha is not positive, or `where` is no regular expression.
         """
-        if self.rank < 1 or self.alpha <= 0:
+        numeric = isinstance(self.rank, int) and isinstance(self.alpha, (int, float))
+        if not numeric or self.rank < 1 or not 0 < self.alpha < math.inf:
             raise ValueError(f"{WHERE}: {self}. Tried: rank >= 1 and alpha > 0. Write such values.")
         try:
             re.compile(self.where)
-        except re.error as error:
+        except (re.error, TypeError) as error:
             raise ValueError(
                 f"{WHERE}: where={self.where!r} is no regular expression ({error}). Tried: re.search on paths. Write "
                 f"r'qkv/kernel$', say."
@@ -98,10 +101,13 @@ def init_lora(key: Array, params: Params, spec: LoRA) -> Params:
 
     Raises:
         ValueError: If no parameter matches, or one that does has rank below 2.
+        TypeError: If the key is none.
 
     Source:
         Hu et al. 2022, arXiv:2106.09685.
     """
+    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
+        raise TypeError(f"{WHERE}: key is {tree.describe(key)}. Tried: a typed key. Write jax.random.key(0).")
     found = {}
     leaves = tree.leaves_by_path(params)
     for path, leaf in leaves.items():
@@ -182,6 +188,8 @@ def unmerge_lora(merged: Params, kept: dict[str, Any]) -> Params:
     Raises:
         ValueError: If `kept` belongs to other parameters.
     """
+    if not isinstance(kept, Mapping):
+        raise TypeError(f"{WHERE}: kept is {tree.describe(kept)}. Tried: what merge_lora gave second. Give that.")
     if unknown := kept.keys() - tree.leaves_by_path(merged).keys():
         raise ValueError(
             f"{WHERE}: kept has {sorted(unknown)[:3]}, which the parameters have not. Tried: what merge_lora gave with "

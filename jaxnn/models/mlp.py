@@ -1,14 +1,16 @@
 """Multilayer perceptron."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
 from jax.sharding import PartitionSpec as P
 
 from jaxnn import rng, sharding
+from jaxnn.models.given import check_array, check_rate, check_sizes, check_width, dropout_key
 from jaxnn.models.layers import Dense, Initializer
+from jaxnn.tree import describe
 from jaxnn.typing import Array
 
 # How parameters are split over devices that share a layer (`parallel.tensor`): by columns and by rows in turn.
@@ -40,19 +42,28 @@ class MLP(nn.Module):
 
     def __post_init__(self) -> None:
         """Checks the settings."""
-        if not self.features or min(self.features) < 1:
-            raise ValueError(
-                f"models.MLP: features={self.features!r}. Tried: widths of at least 1. Write (64, 1), say."
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"models.MLP: dropout={self.dropout!r}. Tried: a rate in [0, 1). Write 0.1, say.")
+        if not isinstance(self.features, Iterable) or isinstance(self.features, str):
+            raise ValueError(f"models.MLP: features={self.features!r}. Tried: a width a layer. Write (64, 1), say.")
+        check_sizes("MLP", {"features": tuple(self.features)})
+        check_rate("MLP", "dropout", self.dropout)
+        if not callable(self.activation):
+            raise TypeError(f"models.MLP: activation={self.activation!r}. Tried: a function. Write jax.nn.relu, say.")
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """[B, ...] -> [B, features[-1]]; each example is flattened first. Dropout needs rngs={"dropout": key}."""
+        """[B, ...] -> [B, features[-1]]; each example is flattened first. Dropout needs rngs={"dropout": key}.
+
+        Raises:
+            ValueError: If `x` is a scalar, or of another width than the parameters.
+            TypeError: If it is no array.
+        """
+        check_array("MLP", "x", x, "[B, ...]")
+        if not x.ndim or not x.size:
+            raise ValueError(f"models.MLP: x is {describe(x)}. Tried: [B, ...], at least one value. Write x[None].")
         x = x.reshape(x.shape[0], -1)
-        key = self.make_rng("dropout") if train and self.dropout else None
+        check_width("MLP", self, "hidden_0" if len(self.features) > 1 else "head", x)
+        key = dropout_key("MLP", self) if train and self.dropout else None
         dense = functools.partial(Dense, matmul_dtype=self.matmul_dtype, kernel_init=self.kernel_init)
         for i, width in enumerate(self.features[:-1]):
             x = self.activation(dense(width, name=f"hidden_{i}")(x))

@@ -23,7 +23,7 @@ def choose_form(form: Form | None) -> Form:
     """Patches and a matrix product on CPU, where XLA's convolution is 5-19 times slower inside a loop; else lax."""
     if form not in ("patches", "lax", None):
         raise ValueError(
-            f"layers: form={form!r} is unknown. Tried: 'patches', 'lax', None. Write None for the backend's own."
+            f"layers.Conv: form={form!r} is unknown. Tried: 'patches', 'lax', None. Write None for the backend's own."
         )
     return form or ("patches" if jax.default_backend() == "cpu" else "lax")
 

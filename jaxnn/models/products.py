@@ -35,6 +35,13 @@ def operands(dtype: Any) -> Iterator[list[str]]:
         _operands.reset(token)
 
 
+def _is_float(dtype: Any) -> bool:
+    try:
+        return jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        return False
+
+
 def operand_dtype(own: Any, x: Array, name: str = "matmul") -> Any:
     """The dtype of a product's operands: its own, the one in force, that of `x` where it is narrow; None for `x`'s.
 
@@ -43,6 +50,11 @@ def operand_dtype(own: Any, x: Array, name: str = "matmul") -> Any:
     current = _operands.get()
     if current is not None:
         current[1].append(name)
+    if own is not None and not _is_float(own):
+        raise ValueError(
+            f"models.layers: matmul_dtype={own!r}. Tried: a dtype of floats, for the operands of products. Write "
+            f"jnp.bfloat16, or None."
+        )
     dtype = jnp.dtype(own if own is not None else current[0] if current is not None else x.dtype)
     return dtype if (dtype.itemsize < 4 and jnp.issubdtype(dtype, jnp.floating)) or own is not None else None
 

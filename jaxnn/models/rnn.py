@@ -17,6 +17,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from jaxnn import rng, sharding
+from jaxnn.models.given import check_array, check_rate, check_sizes, dropout_key
 from jaxnn.models.layers import Dense, along_last, declare
 from jaxnn.models.lstm_scan import How, lstm_scan
 from jaxnn.models.products import matmul, operand_dtype
@@ -42,10 +43,7 @@ class Cell(nn.Module):
 
     def setup(self) -> None:
         """Declares the parameters: `input/kernel` [E, G H], `input/bias` [G H] and `hidden` [H, G H]."""
-        if self.features < 1:
-            raise ValueError(
-                f"models.{type(self).__name__}: features={self.features!r}. Tried: a width. Write at least 1."
-            )
+        check_sizes(type(self).__name__, {"features": self.features})
         self.input = Dense(
             self.gates * self.features,
             matmul_dtype=self.matmul_dtype,
@@ -294,13 +292,16 @@ class RNN(nn.Module):
 
         Raises:
             ValueError: If a shape or a setting does not fit.
+            TypeError: If `x` is no array, or the cell none.
         """
-        if x.ndim != 3:
+        check_array("RNN", "x", x, "[B, T, E]")
+        if x.ndim != 3 or not x.shape[-1]:
             raise ValueError(f"models.RNN: x is {describe(x)}. Tried: [B, T, E]. Write x[None] for one sequence.")
-        if self.layers < 1 or not 0 <= self.dropout < 1:
-            raise ValueError(
-                f"models.RNN: layers={self.layers}, dropout={self.dropout}. Tried: at least 1 layer, a rate in [0, 1). "
-                "Write such values."
+        check_sizes("RNN", {"layers": self.layers, "unroll": self.unroll})
+        check_rate("RNN", "dropout", self.dropout)
+        if not isinstance(self.cell, Cell):
+            raise TypeError(
+                f"models.RNN: cell is {describe(self.cell)}. Tried: a cell. Write models.LSTMCell(64), say."
             )
         ways = ("forward", "backward") if self.bidirectional else ("forward",)
         if carry is not None and [len(c) for c in carry] != [len(ways)] * self.layers:
@@ -309,7 +310,7 @@ class RNN(nn.Module):
                 f"{self.layers}. Give what an RNN of this shape returned."
             )
         valid = valid_positions(lengths, valid, x.shape[0], x.shape[1], "models.RNN")
-        key = self.make_rng("dropout") if train and self.dropout and self.layers > 1 else None
+        key = dropout_key("RNN", self) if train and self.dropout and self.layers > 1 else None
         states: list[list[Carry]] = []
         for i in range(self.layers):
             if i and key is not None:

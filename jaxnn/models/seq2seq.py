@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxnn import lookups, rng, sharding
 from jaxnn.models import rnn
+from jaxnn.models.given import check_array, check_config, check_rate, check_sizes, dropout_key
 from jaxnn.models.layers import Dense, Embed
 from jaxnn.models.rnn import RNN, Cell, GRUCell
 from jaxnn.tree import describe
@@ -138,21 +139,19 @@ class Seq2SeqConfig:
         Raises:
             ValueError: If a size is below 1, or a token or rate is out of range.
         """
-        for name in ("vocab", "embed", "width", "attention", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"models.Seq2SeqConfig: {name}={getattr(self, name)!r}. Tried: a size. Write at least 1."
-                )
+        names = ("vocab", "embed", "width", "attention", "layers")
+        check_sizes("Seq2SeqConfig", {name: getattr(self, name) for name in names})
+        if not (isinstance(self.cell, type) and issubclass(self.cell, Cell)):
+            raise ValueError(
+                f"models.Seq2SeqConfig: cell={self.cell!r:.60}. Tried: a class of cells. Write models.GRUCell, itself."
+            )
         for name in ("pad", "start", "end"):
             if not 0 <= getattr(self, name) < self.vocab:
                 raise ValueError(
                     f"models.Seq2SeqConfig: {name}={getattr(self, name)!r} for a vocabulary of {self.vocab}. Tried: a "
                     "token id. Write one in [0, vocab)."
                 )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(
-                f"models.Seq2SeqConfig: dropout={self.dropout!r}. Tried: a rate in [0, 1). Write 0.1, say."
-            )
+        check_rate("Seq2SeqConfig", "dropout", self.dropout)
 
 
 # How parameters are split over the devices that share a layer (`parallel.tensor`): the token table alone.
@@ -174,6 +173,7 @@ class Seq2Seq(nn.Module):
     def setup(self) -> None:
         """Declares the parts."""
         c = self.config
+        check_config("Seq2Seq", c, Seq2SeqConfig)
 
         def dense(features: int, **settings: Any) -> Dense:
             return Dense(features, matmul_dtype=c.matmul_dtype, **settings)
@@ -232,7 +232,7 @@ class Seq2Seq(nn.Module):
             TypeError: If they are not integers.
         """
         check_pair("models.Seq2Seq", source, target)
-        key = self.make_rng("dropout") if train and self.config.dropout else None
+        key = dropout_key("Seq2Seq", self) if train and self.config.dropout else None
         seen = self.encode(source, key)
         gates = jnp.swapaxes(self.decoder[0].project(self._drop(self.embed(target), key, 1)), 0, 1)
         if self.is_initializing():
@@ -265,6 +265,8 @@ def check_pair(where: str, source: Array, target: Array) -> None:
         ValueError: If the shapes are not [B, S] and [B, T].
         TypeError: If they are not integers.
     """
+    for name, x in (("source", source), ("target", target)):
+        check_array(where.removeprefix("models."), name, x, "[B, S] and [B, T]")
     if source.ndim != 2 or target.ndim != 2 or source.shape[0] != target.shape[0]:
         raise ValueError(
             f"{where}: source {describe(source)} and target {describe(target)}. Tried: [B, S] and [B, T]. "
@@ -287,7 +289,17 @@ class SideBySide(nn.Module):
     length: int
 
     def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Logits [B, T, V]; the network's parameters are at "net"."""
+        """Logits [B, T, V]; the network's parameters are at "net".
+
+        Raises:
+            ValueError: If `x` is not [B, S + T] with a T of at least 1.
+        """
+        check_array("SideBySide", "x", x, "[B, S + T]")
+        if x.ndim != 2 or x.shape[1] <= self.length:
+            raise ValueError(
+                f"models.SideBySide: x is {describe(x)} for length={self.length}. Tried: [B, {self.length} + T]. Write "
+                "the source, padded to that length, and the target beside it."
+            )
         sides = x[:, : self.length], x[:, self.length :]
         for side in sides:
             lookups.part_of(side, x)

@@ -18,6 +18,7 @@ from jaxnn import rng, sharding
 from jaxnn.models.attention import attention, attention_weights
 from jaxnn.models.attention.rules import relative_bias
 from jaxnn.models.blocks import layer
+from jaxnn.models.given import check_config, dropout_key
 from jaxnn.models.layers import Dense, Embed, LayerNorm, RMSNorm, declare
 from jaxnn.models.seq2seq import check_pair
 from jaxnn.models.transformer_config import TransformerConfig
@@ -123,6 +124,7 @@ class Block(nn.Module):
     def setup(self) -> None:
         """Declares the branches."""
         c = self.config
+        check_config("Transformer", c, TransformerConfig)
         t5 = c.layout == "t5"
         self.attention = Attention(c)
         if self.decoder:
@@ -284,7 +286,7 @@ class Transformer(nn.Module):
         """
         target = source if target is None else target
         check_pair("models.Transformer", source, target)
-        key = self.make_rng("dropout") if train and self.config.dropout else None
+        key = dropout_key("Transformer", self) if train and self.config.dropout else None
         seen, mask = self.encode(source, key)
         rules = {"causal": True, "relative": self._relative("decoder_bias", True)}
         x = self._embedded(target, jnp.arange(target.shape[1]), key, 1)

@@ -6,6 +6,8 @@ Shapes as in `models.transformer`.
 import dataclasses
 from typing import Any, Literal
 
+from jaxnn.models.given import check_rate, check_sizes
+
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
@@ -59,10 +61,9 @@ class TransformerConfig:
             ValueError: If a size is out of range, the heads do not divide the width, or a choice is unknown.
         """
         where = "models.TransformerConfig"
-        for name in ("vocab", "width", "heads", "head_width", "hidden", "layers", "decoder_layers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{where}: {name}={value!r}. Tried: a size. Write at least 1.")
+        names = ("vocab", "width", "heads", "head_width", "hidden", "layers", "decoder_layers", "buckets", "distance")
+        sizes = {name: getattr(self, name) for name in names}
+        check_sizes("TransformerConfig", {name: size for name, size in sizes.items() if size is not None})
         if self.head_width is None and self.width % self.heads:
             raise ValueError(
                 f"{where}: heads={self.heads} do not divide width={self.width}. Tried: equal heads. Write a divisor, "
@@ -75,8 +76,7 @@ class TransformerConfig:
                 f"{where}: buckets={self.buckets}, distance={self.distance}. Tried: a multiple of 4, and a distance "
                 "beyond half of them. Write 32 and 128, say."
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"{where}: dropout={self.dropout!r}. Tried: a rate in [0, 1). Write 0.1, say.")
+        check_rate("TransformerConfig", "dropout", self.dropout)
         for name in ("pad", "start", "end"):
             if not 0 <= getattr(self, name) < self.vocab:
                 raise ValueError(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxnn import rng, sharding
+from jaxnn.models.given import dropout_key
 from jaxnn.models.layers import BatchNorm, Conv, Dense
 from jaxnn.models.pooling import Form, max_pool
 from jaxnn.models.vision import adaptive_avg_pool, check_choice, check_input, check_rate, check_sizes, preset
@@ -73,7 +74,11 @@ class VGGConfig:
         """
         names = ("stages", "widths", "dense", "classes", "channels")
         check_sizes("VGGConfig", {name: getattr(self, name) for name in names})
-        if len(self.stages) != len(self.widths):
+        if (
+            not isinstance(self.stages, tuple)
+            or not isinstance(self.widths, tuple)
+            or len(self.stages) != len(self.widths)
+        ):
             raise ValueError(
                 f"models.VGGConfig: stages={self.stages}, widths={self.widths}. Tried: one width a stage. Give as many."
             )
@@ -124,7 +129,7 @@ class VGG(nn.Module):
                 n += 1
             if min(x.shape[1:3]) > 1:
                 x = max_pool(x, 2)
-        key = self.make_rng("dropout") if train and c.dropout and not small else None
+        key = dropout_key("VGG", self) if train and c.dropout and not small else None
         if small:
             x = jnp.mean(x, axis=(1, 2))
         else:

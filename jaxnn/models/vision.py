@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxnn.models.given import check_array, check_rate as check_rate, check_sizes as check_sizes
 from jaxnn.models.pooling import avg_pool, max_pool
 from jaxnn.tree import describe
 from jaxnn.typing import Array
@@ -15,7 +16,9 @@ def check_input(where: str, x: Array, channels: int, smallest: int = 1) -> None:
 
     Raises:
         ValueError: If `x` is not [B, H, W, channels], B at least 1, with at least `smallest` pixels a side.
+        TypeError: If it is no array.
     """
+    check_array(where, "x", x, f"[B, H, W, {channels}]")
     if x.ndim != 4:
         raise ValueError(
             f"models.{where}: x is {describe(x)}. Tried: images [B, H, W, {channels}]. Write x[..., None] for images "
@@ -36,18 +39,6 @@ def check_input(where: str, x: Array, channels: int, smallest: int = 1) -> None:
         )
 
 
-def check_sizes(where: str, sizes: Mapping[str, Any]) -> None:
-    """Refuses sizes below 1, by name; a value may be a number or several.
-
-    Raises:
-        ValueError: Names the first.
-    """
-    for name, value in sizes.items():
-        given = value if isinstance(value, tuple) else (value,)
-        if not given or not all(isinstance(n, int) and n >= 1 for n in given):
-            raise ValueError(f"models.{where}: {name}={value!r}. Tried: integers of at least 1. Write such sizes.")
-
-
 def check_choice(where: str, name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """Refuses a value that is none of those allowed.
 
@@ -58,16 +49,6 @@ def check_choice(where: str, name: str, value: Any, allowed: tuple[Any, ...]) ->
         raise ValueError(
             f"models.{where}: {name}={value!r}. Tried: {', '.join(map(repr, allowed))}. Write one of them."
         )
-
-
-def check_rate(where: str, name: str, value: float) -> None:
-    """Refuses a rate outside of [0, 1).
-
-    Raises:
-        ValueError: Naming it.
-    """
-    if not 0 <= value < 1:
-        raise ValueError(f"models.{where}: {name}={value!r}. Tried: a rate in [0, 1). Write 0.1, say.")
 
 
 def preset(where: str, presets: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str, Any]:

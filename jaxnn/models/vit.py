@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxnn import rng, sharding
 from jaxnn.models.attention import attention
 from jaxnn.models.blocks import layer
+from jaxnn.models.given import dropout_key
 from jaxnn.models.layers import Dense, LayerNorm, declare
 from jaxnn.models.sizes import divisors
 from jaxnn.models.vision import check_choice, check_input, check_rate, check_sizes, preset
@@ -175,7 +176,7 @@ class ViT(nn.Module):
             x = jnp.concatenate([jnp.broadcast_to(first.astype(x.dtype), (batch, 1, c.width)), x], axis=1)
         table = self.param("position_embed", declare(_INIT, "embedding"), (c.tokens, c.width), jnp.float32)
         x = sharding.constrain(x + table.astype(x.dtype)[None], "batch", "sequence", "embed")
-        key = self.make_rng("dropout") if train and c.dropout else None
+        key = dropout_key("ViT", self) if train and c.dropout else None
         if key is not None:
             x = rng.dropout(rng.named_key(key, "embed"), x, c.dropout)
         for i in range(c.layers):

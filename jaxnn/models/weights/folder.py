@@ -266,6 +266,8 @@ def load(
             setting, that is not known here.
         TypeError: If a change names no field of the config.
     """
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"models.load: folder is {tree.describe(folder)}. Tried: a path. Give a folder.")
     folder = Path(folder).expanduser()
     config = {} if model is not None else _config(folder)
     said = config.get("model_type")

@@ -229,6 +229,11 @@ def from_torchvision(module: nn.Module, state_dict: Mapping[str, Any], *, init: 
             not of numbers (NaN, infinities; -inf may stand in a bias).
     """
     entries, like = _entries("from_torchvision", module)
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"models.from_torchvision: state_dict is {tree.describe(state_dict)}. Tried: tensors by name. Give "
+            f"model.state_dict()."
+        )
     names = {name for entry in entries for name in entry.theirs}
     given = {name: x for name, x in state_dict.items() if not name.endswith(_NOISE)}
     if isinstance(module, inception.Inception) and not module.config.aux:
