@@ -99,29 +99,32 @@ def test_a_models_state_has_the_names_and_shapes_of_its_scan():
         assert shape in [found[at] for at in found if at.endswith(f"mu/{path}")]
 
 
-def test_what_is_hyper_metric_and_multiplier_goes_through():
-    params = parameters()
+def grouped(inside):
+    rules = {
+        "muon": optim.group(optim.role("matrix"), inside(optim.muon_core()), lr=0.5, decay=2.0),
+        "adam": optim.group(optim.otherwise, inside(optim.adamw_core())),
+    }
+    return optim.stages(
+        clip=optim.clip_by_global_norm(1.0),
+        parts=optim.groups(**rules),
+        decay=optim.decay(0.1),
+        lr=optim.scale_by_lr(optim.cosine(1e-2, 10)),
+        metrics=("lr", "clip", "norms", "group_norms"),
+    )
 
-    def grouped(inside):
-        rules = {
-            "muon": optim.group(optim.role("matrix"), inside(optim.muon_core()), lr=0.5, decay=2.0),
-            "adam": optim.group(optim.otherwise, inside(optim.adamw_core())),
-        }
-        return optim.stages(
-            clip=optim.clip_by_global_norm(1.0),
-            parts=optim.groups(**rules),
-            decay=optim.decay(0.1),
-            lr=optim.scale_by_lr(optim.cosine(1e-2, 10)),
-            metrics=("lr", "clip", "norms", "group_norms"),
-        )
 
-    compare(grouped(lambda tx: tx), grouped(optim.stacked), params)
-    state = compare(grouped(lambda tx: tx), optim.stacked(grouped(lambda tx: tx)), params)
+def test_multipliers_metrics_and_hyperparameters_go_through():
+    state = compare(grouped(lambda tx: tx), optim.stacked(grouped(lambda tx: tx)), parameters())
     assert optim.hyper(optim.set_hyper(state, muon_lr=0.25))["muon_lr"] == 0.25
-    # Groups inside whose multipliers a decay outside asks for; labels in the summary.
-    outside = [
+
+
+@pytest.mark.slow
+def test_it_stands_inside_groups_and_around_groups_under_a_rate():
+    params = parameters()
+    compare(grouped(lambda tx: tx), grouped(optim.stacked), params)
+    plain, outside = (
         optim.stages(
-            rule=tx(
+            rule=around(
                 optim.groups(
                     a=optim.group(optim.ndim(2), optim.adam_core(), decay=3.0), b=(optim.otherwise, optim.adam_core())
                 )
@@ -129,10 +132,10 @@ def test_what_is_hyper_metric_and_multiplier_goes_through():
             decay=optim.decay(0.1),
             lr=optim.scale_by_lr(1e-2),
         )
-        for tx in (lambda tx: tx, optim.stacked)
-    ]
-    compare(*outside, params)
-    assert "blocks_0/kernel" in str(optim.summary(outside[1], params))
+        for around in (lambda tx: tx, optim.stacked)
+    )
+    compare(plain, outside, params)
+    assert "blocks_0/kernel" in str(optim.summary(outside, params))
 
 
 def test_a_stack_may_be_split_over_devices_by_its_layers():
