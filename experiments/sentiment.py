@@ -116,7 +116,7 @@ def build(cfg: Config) -> train.Setup:
     task = train.supervised(model, losses.cross_entropy, {"accuracy": metrics.accuracy})
     if params is not None:
         task = dataclasses.replace(task, init=lambda key, batch: (params, {}))
-    steps = cfg.epochs * -(-len(source) // cfg.batch)
+    steps = cfg.epochs * -(-len(source) // min(cfg.batch, len(source)))
     up = max(1, steps // 10)
     rate = optim.schedules.joined(
         (optim.schedules.linear(0, cfg.lr, up), up), (optim.schedules.linear(cfg.lr, 0, max(1, steps - up)), None)
@@ -152,7 +152,7 @@ def main(cfg: Config) -> dict[str, float]:
         setup.task,
         setup.tx,
         setup.data,
-        batch_size=cfg.batch,
+        batch_size=min(cfg.batch, len(setup.data)),
         epochs=cfg.epochs,
         seed=cfg.seed,
         strategy=strategy,

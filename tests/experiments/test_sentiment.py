@@ -13,7 +13,7 @@ pytest.importorskip("tokenizers")
 
 @pytest.mark.slow
 def test_sentiment_runs_on_its_embedded_sentences(tmp_path, capsys):
-    cfg = sentiment.Config(data=str(tmp_path), weights="nowhere", batch=4, out=str(tmp_path / "run"))
+    cfg = sentiment.Config(data=str(tmp_path), weights="nowhere", out=str(tmp_path / "run"))
     result = sentiment.main(cfg)
     assert 0 <= result["accuracy"] <= 1
     out = capsys.readouterr().out
