@@ -1,11 +1,13 @@
 """Inception v3: the published size, the second head and its loss, and what it refuses; values in the oracle's tests."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxnn import losses, metrics, models, tree
+from jaxnn.models import inception
 
 KEYS = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
 
@@ -31,6 +33,60 @@ def test_it_has_torchvisions_size_and_two_heads_in_training():
     assert [y.shape for y in run(True)] == [(2, 1000), (2, 1000)]
     assert run(False).shape == (2, 1000)
     assert "AuxLogits" not in init(models.InceptionConfig(aux=False), 75)["params"]
+
+
+class Reference(nn.Module):
+    """Branches side by side, of flax's own layers."""
+
+    branches: tuple
+
+    @nn.compact
+    def __call__(self, x):
+        def unit(y, u):
+            pad = [(n, n) for n in u.pad]
+            y = nn.Conv(u.features, u.kernel, (u.stride, u.stride), pad, use_bias=False, name=f"{u.name}_conv")(y)
+            return nn.relu(nn.BatchNorm(use_running_average=True, epsilon=1e-3, name=f"{u.name}_bn")(y))
+
+        found = []
+        for branch in self.branches:
+            y = x if branch.pool is None else nn.avg_pool(x, (3, 3), padding=((1, 1), (1, 1)))
+            for u in branch.units:
+                y = unit(y, u)
+            found += [unit(y, u) for u in branch.ends] or [y]
+        return jnp.concatenate(found, axis=-1)
+
+
+def test_a_module_is_that_of_flaxs_layers_with_gradients():
+    """Rows and columns, branches that part at their ends, and the mean; the whole net's values: the oracle."""
+    thin = lambda branch: branch._replace(  # noqa: E731
+        units=[u._replace(features=3 + i) for i, u in enumerate(branch.units)],
+        ends=[u._replace(features=4 + i) for i, u in enumerate(branch.ends)],
+    )
+    branches = tuple(thin(branch) for branch in (inception._c(8)[1], inception._e()[1], inception._e()[3]))
+    x = np.random.default_rng(1).standard_normal((2, 5, 6, 3)).astype(np.float32)
+    ours = inception.Mixed(models.InceptionConfig(form="lax"), branches, False)
+    drawn = jax.eval_shape(lambda: ours.init(KEYS, x, None))
+    draw = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: draw.uniform(0.2, 1.2, leaf.shape).astype(np.float32), drawn)
+    flat = {
+        kind: {f"{name}_{part}": leaves for name, parts in units.items() for part, leaves in parts.items()}
+        for kind, units in variables.items()
+    }
+
+    def with_gradients(apply, variables):
+        params = variables.pop("params")
+        size = lambda p, x: (y := apply({"params": p, **variables}, x), (y * y).sum())[::-1]  # noqa: E731
+        return jax.jit(jax.value_and_grad(size, (0, 1), has_aux=True))(params, x)
+
+    (_, found), (grads, dx) = with_gradients(lambda v, x: ours.apply(v, x, None), dict(variables))
+    (_, wanted), (theirs, dx_wanted) = with_gradients(Reference(branches).apply, dict(flat))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    np.testing.assert_allclose(dx, dx_wanted, rtol=1e-4, atol=1e-4 * np.abs(dx_wanted).max())
+    for name, parts in grads.items():
+        for part, leaves in parts.items():
+            for leaf, value in leaves.items():
+                kept = theirs[f"{name}_{part}"][leaf]
+                np.testing.assert_allclose(value, kept, rtol=1e-4, atol=1e-4 * np.abs(kept).max())
 
 
 def test_the_second_heads_loss_counts_in_part():
