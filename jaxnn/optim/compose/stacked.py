@@ -1,17 +1,19 @@
 """`stacked`: an optimizer that sees the layers of a loop as a scan would keep them, one leaf for all of them."""
 
+import collections
+import functools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import optax
 
 from jaxnn import tree
-from jaxnn.optim.compose import select
+from jaxnn.optim.compose import probe, select
 from jaxnn.optim.compose.apart import joined, part, starts
-from jaxnn.optim.compose.transformation import KINDS, Context, Transformation, apply_part, asks, label
+from jaxnn.optim.compose.transformation import KINDS, Context, Transformation, apply_part, asks, label, walk
 from jaxnn.optim.compose.wrapping import inner_of, wrap
 from jaxnn.typing import Array, PyTree
 
@@ -30,11 +32,13 @@ def stacked(tx: optax.GradientTransformation) -> Transformation:
     """Applies an optimizer to the parameters as a model that scans over its layers would keep them.
 
     Leaves of one shape and dtype whose paths differ in numbers alone are one leaf with a stacked axis, named without
-    the numbers: `blocks_0/qkv/kernel` to `blocks_11/qkv/kernel` are `blocks/qkv/kernel` [12, ...]. Every layer is still
-    treated alone, as in any optimizer of this library. A program that has the update in it then has one momentum to
-    move instead of 96, which makes it faster to compile, and `state_specs` may split the stack over devices
-    (`zero_axis`), layer by layer. Updates are those of `tx`; what draws noise by the place of a leaf (`psgd_kron`)
-    draws other noise.
+    the numbers: `blocks_0/qkv/kernel` to `blocks_11/qkv/kernel` are `blocks/qkv/kernel` [12, ...]; those of a bare
+    list are `all`. Every layer is still treated alone, as in any optimizer of this library; parts of optax that go by
+    the rank or the norm of a leaf (`optax.lamb`, masks by `ndim`) would not, and are refused. A program that has the
+    update in it then has one momentum to move instead of 96, which makes it faster to compile, and `state_specs` may
+    split the stack over devices (`zero_axis`), layer by layer. Updates are those of `tx`; what draws noise by the
+    place of a leaf (`psgd_kron`, stochastic rounding) draws other noise. Gradients of several dtypes are promoted to
+    one in a stack.
 
         optim.stacked(optim.muon(1e-3))
         optim.stages(muon=optim.stacked(optim.muon_core()), decay=optim.decay(0.1), lr=optim.scale_by_lr(1e-3))
@@ -43,19 +47,36 @@ def stacked(tx: optax.GradientTransformation) -> Transformation:
     parameter: `migrate` from a state by leaves begins anew. Sharded parameters would be gathered.
 
     Args:
-        tx: A whole optimizer or a core. It sees paths without numbers: a predicate that asks for `blocks_3` goes
-            around it, `optim.groups(NAME=(optim.path("blocks_3"), optim.stacked(...)), ...)`. So do averages.
+        tx: A whole optimizer or a core; where its update is given no parameters, gradients must have their dtypes. It
+            sees paths without numbers: a predicate that asks for `blocks_3` goes around it,
+            `optim.groups(NAME=(optim.path("blocks_3"), optim.stacked(...)), ...)`. So do averages.
 
     Raises:
         TypeError: If `tx` is no gradient transformation.
-        ValueError: At init, if `tx` averages parameters, or leaves that would be one have different roles; at trace
-            time, if they have different multipliers of a rate or decay inside.
+        ValueError: At init, if `tx` averages parameters, if a part of optax is seen to update a stack otherwise than
+            its layers (tried on small ones), if leaves that would be one have different roles, or two have one path;
+            at trace time, if leaves that are one have different multipliers of a rate or decay inside.
     """
     where = "optim.stacked"
     inner = inner_of(where, tx)
 
+    @functools.cache
+    def blind() -> str | None:
+        """A part of optax that does not know layers in a stack."""
+        opaque = [(path, p) for path, p in walk(inner) if isinstance(p, Transformation) and p.facts.get("opaque")]
+        seen = (
+            f"{path!r} ({label(p)})" if path else label(p) for path, p in opaque if not p.parts and probe.sees_stacks(p)
+        )
+        return next(seen, None)
+
     def init(params: PyTree) -> StackedState:
         stacks = _Stacks(where, params)
+        if any(len(ids) > 1 for ids in stacks.members) and (part := blind()):
+            raise ValueError(
+                f"{where}: {part}, tried on two layers, updates their stack otherwise than each of them: by its rank "
+                "or its norm, or with noise. Leave it outside, optim.stages(first=..., adam=optim.stacked(...), ...), "
+                "or take the library's own rule, which knows stacks (optim.NAME, optim.groups, optim.decay(where=...))."
+            )
         with stacks.declared():
             state = inner.init(stacks.join(params))
         averages = [node for node in jax.tree.leaves(state, is_leaf=_averages) if _averages(node)]
@@ -107,9 +128,12 @@ class _Stacks:
         self.leaves: list[select.Leaf] = jax.tree.leaves(select.leaves(params))
         kinds: dict[Any, list[int]] = {}
         for i, (leaf, x) in enumerate(zip(self.leaves, self.like, strict=True)):
-            kinds.setdefault((_unnumbered(leaf.path), leaf.shape, np.dtype(x.dtype)), []).append(i)
+            kinds.setdefault((_unnumbered(leaf.path), leaf.shape, jax.dtypes.canonicalize_dtype(x.dtype)), []).append(i)
         self.members = list(kinds.values())
         self.names = _names([name for name, *_ in kinds], [self.leaves[ids[0]].path for ids in self.members])
+        twice, count = next(iter(collections.Counter(self.names).most_common(1)), ("", 0))
+        if count > 1:
+            raise ValueError(f"{where}: two leaves have the path {twice!r}. Give keys without '/'.")
         for ids in self.members:
             first = self.leaves[ids[0]]
             other = next((self.leaves[i] for i in ids if self.leaves[i].role != first.role), None)
@@ -201,6 +225,8 @@ class _Stacks:
     def _one(self, ids: list[int], leaves: list[Array]) -> Array:
         if len(ids) == 1:
             return leaves[0]
+        dtype = jnp.result_type(*leaves)
+        leaves = [jax.lax.convert_element_type(x, dtype) for x in leaves]
         below = joined([x if x.ndim else jax.lax.reshape(x, (1,)) for x in leaves])
         return jax.lax.reshape(below, self._shape(ids))
 
@@ -234,9 +260,9 @@ def _averages(node: Any) -> bool:
 
 
 def _unnumbered(path: str) -> str:
-    """A path without its numbers; an entry that is nothing else is left out, the last one kept."""
-    entries = [re.sub(r"_?\d+", "", entry) for entry in path.split("/")]
-    return "/".join(entry for entry in entries if entry) or path
+    """A path without the numbers at its words' ends (`conv2d_3` is `conv2d`); an entry that is nothing else goes."""
+    entries = [re.sub(r"_?\d+(?=_|$)", "", entry) for entry in path.split("/")]
+    return "/".join(entry for entry in entries if entry) or ("all" if path.strip("/.") else path)
 
 
 def _names(short: list[str], whole: list[str]) -> list[str]:

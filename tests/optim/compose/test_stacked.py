@@ -180,3 +180,51 @@ def test_averages_and_leaves_that_differ_are_refused():
         ValueError, match=r"stacked: one stack has one multiplier of its decay, and 'blocks_0/bias' and"
     ):
         across.update(params, across.init(params), params)
+
+
+def test_lists_and_numbers_inside_words_have_names():
+    assert _names([jnp.ones(2), jnp.ones(2)]) == ["all"]
+    assert _names({"0": jnp.ones(2), "1": jnp.ones(2)}) == ["all"]
+    assert _names(jnp.ones(2)) == ["."]
+    assert _names({f"layer_{i}": {"conv2d_3": jnp.ones(2)} for i in range(2)}) == ["layer/conv2d"]
+    with pytest.raises(ValueError, match=r"stacked: two leaves have the path 'a/w'"):
+        _names({"a/w": jnp.ones(2), "a": {"w": jnp.ones(3)}})
+
+
+def test_gradients_of_several_dtypes_and_parameters_of_numpy_are_stacked():
+    params = {"a_1": np.ones((2, 3)), "a_2": jnp.full((2, 3), 2.0)}  # float64, where that is not enabled
+    grads = {"a_1": jnp.full((2, 3), 0.25, jnp.bfloat16), "a_2": jnp.full((2, 3), -0.5)}
+    plain, tx = optim.sgd(1e-2, 0.9), optim.stacked(optim.sgd(1e-2, 0.9))
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update(grads, state, params)
+    expected, known = plain.update(grads, plain.init(params), params)
+    expected, _ = plain.update(grads, known, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2), expected, updates)
+    np.testing.assert_allclose(updates["a_1"], -1e-2 * 0.25 * 1.9, rtol=1e-6)
+
+
+def _by_rank():
+    return optax.add_decayed_weights(0.1, lambda params: jax.tree.map(lambda p: jnp.ndim(p) > 1, params))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        _by_rank,
+        pytest.param(lambda: optax.lamb(1e-2), marks=pytest.mark.slow),
+        pytest.param(lambda: optax.adaptive_grad_clip(0.1), marks=pytest.mark.slow),
+    ],
+)
+def test_what_takes_a_stack_for_one_layer_is_refused(part):
+    params = {"a_1": jnp.ones(3), "a_2": jnp.ones(3)}
+    with pytest.raises(ValueError, match=r"stacked: optax\..*updates their stack otherwise than each of them"):
+        optim.stacked(part()).init(params)
+    optim.stacked(part()).init({"a": jnp.ones(3), "b": jnp.ones((3, 2))})  # no stack
+
+
+@pytest.mark.slow
+def test_what_is_optaxs_and_treats_elements_alone_is_stacked():
+    params = parameters()
+    tx = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(1e-2))
+    compare(tx, optim.stacked(tx), params, metrics=False)
