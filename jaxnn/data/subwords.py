@@ -196,12 +196,16 @@ def _other(vocab: Path, why: str) -> str:
 
 def _said_tokens(said: Mapping[str, Any]) -> dict[str, str]:
     """The tokens that `tokenizer_config.json` names by role; each as text, or as an object with its `content`."""
-    found = {role: said[role] for role in _ROBERTA if said.get(role) is not None}
-    found = {role: token.get("content") if isinstance(token, dict) else token for role, token in found.items()}
-    for role, token in found.items():
+    found: dict[str, str] = {}
+    for role in _ROBERTA:
+        token = said.get(role)
+        if token is None:
+            continue
+        token = token.get("content") if isinstance(token, dict) else token
         if not isinstance(token, str):
             raise ValueError(
                 f"data.Tokenizer.load: tokenizer_config.json has {role}={said[role]!r:.60}. Tried: a token as text. "
                 f"Write it again."
             )
+        found[role] = token
     return found

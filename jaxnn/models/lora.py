@@ -106,7 +106,7 @@ def init_lora(key: Array, params: Params, spec: LoRA) -> Params:
     Source:
         Hu et al. 2022, arXiv:2106.09685.
     """
-    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
+    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         raise TypeError(f"{WHERE}: key is {tree.describe(key)}. Tried: a typed key. Write jax.random.key(0).")
     found = {}
     leaves = tree.leaves_by_path(params)

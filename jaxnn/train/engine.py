@@ -148,7 +148,8 @@ class ResidentEngine:
         self.state, self.data_step = state, data_step
         self.steps = self.dispatches = 0
         self.traced: list[str] = []
-        self.apart, self.refused = False, None
+        self.apart = False
+        self.refused: Exception | None = None
 
     @property
     def wait_s(self) -> float:
