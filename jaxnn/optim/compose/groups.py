@@ -1,5 +1,6 @@
 """Parameter groups: each leaf belongs to exactly one, or to the one `otherwise`; nothing passes through unseen."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -244,8 +245,10 @@ def _check_rate(told: Context, multipliers: Mapping[str, float]) -> None:
 
 
 def _beside(fn: Callable[..., Any], params: PyTree) -> Callable[..., Any]:
-    """An objective of all parameters as one of a group's, the others as they are."""
+    """An objective of all parameters as one of a group's, the others as they are; of the same signature, which optax
+    reads for what else it takes."""
 
+    @functools.wraps(fn)
     def of_group(own: PyTree, *rest: Any, **more: Any) -> Any:
         whole = jax.tree.map(lambda x, p: p if _masked(x) else x, own, params, is_leaf=_masked)
         return fn(whole, *rest, **more)

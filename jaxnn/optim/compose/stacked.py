@@ -243,8 +243,13 @@ class _Stacks:
 
 
 def _of_layers(fn: Callable[..., Any], stacks: _Stacks) -> Callable[..., Any]:
-    """An objective of the parameters as one of the stacks."""
-    return lambda whole, *rest, **more: fn(stacks.split(whole), *rest, **more)
+    """An objective of the parameters as one of the stacks, of the same signature: optax reads what else it takes."""
+
+    @functools.wraps(fn)
+    def of_stacks(whole: PyTree, *rest: Any, **more: Any) -> Any:
+        return fn(stacks.split(whole), *rest, **more)
+
+    return of_stacks
 
 
 def _asked(where: str, params: PyTree, ask: Callable[[PyTree], PyTree]) -> PyTree:

@@ -113,3 +113,13 @@ def test_an_objective_is_one_of_the_groups_leaves():
     there = PARAMS["a"] + 0.5 * grads["a"] / jnp.linalg.norm(grads["a"])
     np.testing.assert_allclose(updates["a"], -2 * there * PARAMS["b"], rtol=1e-6)
     np.testing.assert_allclose(updates["b"], -grads["b"], rtol=1e-6)
+
+
+def test_an_objective_may_take_more_than_parameters():
+    """As `fit`'s does; optax reads from its signature which arguments are its own."""
+    params = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    fn = lambda p, aux: jnp.sum((p["a"] - aux) ** 2) + jnp.sum(p["b"] ** 2)  # noqa: E731
+    tx = optim.groups(a=(optim.path("a"), optim.lbfgs()), b=(optim.otherwise, optim.sgd(0.1)))
+    more = {"value": jnp.ones(()), "grad": params, "value_fn": fn, "aux": jnp.ones(())}
+    updates = jax.eval_shape(lambda: tx.update(params, tx.init(params), params, **more)[0])
+    assert jax.tree.map(jnp.shape, updates) == {"a": (2,), "b": (3,)}

@@ -228,3 +228,12 @@ def test_what_is_optaxs_and_treats_elements_alone_is_stacked():
     params = parameters()
     tx = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(1e-2))
     compare(tx, optim.stacked(tx), params, metrics=False)
+
+
+def test_an_objective_may_take_more_than_parameters():
+    params = {"a_1": jnp.ones(2), "a_2": jnp.full(2, 2.0)}
+    fn = lambda p, aux: sum(jnp.sum((x - aux) ** 2) for x in jax.tree.leaves(p))  # noqa: E731
+    tx, aux = optim.stacked(optim.lbfgs()), jnp.full((), 0.5)
+    value, grads = jax.value_and_grad(fn)(params, aux)
+    update = lambda: tx.update(grads, tx.init(params), params, value=value, grad=grads, value_fn=fn, aux=aux)[0]  # noqa: E731
+    assert jax.eval_shape(update)["a_2"].shape == (2,)
