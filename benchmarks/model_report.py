@@ -204,7 +204,7 @@ def card(samples: Samples, versions: Mapping[str, Any], command: str) -> str:
     parts += [
         "## The same work",
         f"Both begin with the same weights and see the same batches. Losses of the first steps, which must agree to "
-        f"{TOLERANCE:g} of themselves, or the row is refused:",
+        f"{TOLERANCE:g} of themselves (Inception's: the first), or the row is refused:",
         markdown(losses, ["", "", "step 1", "step 2", "step 3"]),
     ]
     return "\n\n".join(parts)

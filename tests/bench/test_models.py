@@ -38,9 +38,12 @@ def test_a_speed_is_of_the_same_rounds_and_judged_by_the_wall_clock():
 
 def test_what_differs_is_refused_and_what_failed_is_told(tmp_path):
     same = {"loop": [1.0, 0.9, 0.8], "step": [1.0, 0.9, 0.8], "eager": [1.0, 0.9, 0.8 * (1 + 0.9 * TOLERANCE)]}
-    assert models.differ(same) is None
+    assert models.differ(same, 3) is None
     for wrong in ([1.0, 0.9, 0.8 * (1 + 1.1 * TOLERANCE)], [1.0, 0.9, float("nan")]):
-        assert "eager" in (models.differ(same | {"eager": wrong}) or "")
+        assert "eager" in (models.differ(same | {"eager": wrong}, 3) or "")
+    late = same | {"eager": [1.0, 0.9, 0.7]}
+    assert models.differ(late, 2) is None
+    assert models.differ(late, 3)
     refused = models.sample("proof", "lstm", "all", 0) | {"wrong": "the first losses differ"}
     failed = models.sample("first", "mlp", "compiled", 0) | {"failed": "no compiler"}
     versions = {"cpu": "a CPU", "cpus": 2}
