@@ -12,7 +12,17 @@ import optax
 
 from jaxnn import tree
 from jaxnn.optim.compose.apart import joined, part, starts
-from jaxnn.optim.compose.transformation import KINDS, Context, Transformation, apply_part, asks, check, label, walk
+from jaxnn.optim.compose.transformation import (
+    KINDS,
+    Context,
+    Transformation,
+    apply_part,
+    asks,
+    check,
+    label,
+    shared_multiplier,
+    walk,
+)
 from jaxnn.optim.compose.wrapping import wrap
 from jaxnn.typing import Array, PyTree
 
@@ -116,15 +126,7 @@ def _of_vector(where: str, inner: Transformation, context: Context | None) -> Co
         field = f"{kind}_multipliers"
         given = getattr(told, field) if asks(inner, kind) else None
         known = {} if given is None else tree.leaves_by_path(given)
-        first = next(iter(known.items()), None)
-        other = next((path for path, m in known.items() if first is not None and m is not first[1]), None)
-        if first is not None and other is not None:
-            raise ValueError(
-                f"{where}: one vector has one multiplier of its {kind}, and {first[0]!r} and "
-                f"{other!r} are of groups with multipliers of their own. Put flat inside each group: "
-                "optim.groups(NAME=(predicate, optim.flat(...)), ...)."
-            )
-        told = told._replace(**{field: None if first is None else first[1]})
+        told = told._replace(**{field: shared_multiplier(where, "vector", kind, known)})
     return told
 
 

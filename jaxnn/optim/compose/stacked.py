@@ -13,7 +13,16 @@ import optax
 from jaxnn import tree
 from jaxnn.optim.compose import probe, select
 from jaxnn.optim.compose.apart import joined, part, starts
-from jaxnn.optim.compose.transformation import KINDS, Context, Transformation, apply_part, asks, label, walk
+from jaxnn.optim.compose.transformation import (
+    KINDS,
+    Context,
+    Transformation,
+    apply_part,
+    asks,
+    label,
+    shared_multiplier,
+    walk,
+)
 from jaxnn.optim.compose.wrapping import inner_of, wrap
 from jaxnn.typing import Array, PyTree
 
@@ -194,15 +203,11 @@ class _Stacks:
                 told = told._replace(**{field: None})
                 continue
             each = self.treedef.flatten_up_to(given)
-            for ids in self.members:
-                other = next((i for i in ids if each[i] is not each[ids[0]]), None)
-                if other is not None:
-                    raise ValueError(
-                        f"{where}: one stack has one multiplier of its {kind}, and {self.leaves[ids[0]].path!r} and "
-                        f"{self.leaves[other].path!r} are of groups with multipliers of their own. Put stacked inside "
-                        "each group: optim.groups(NAME=(predicate, optim.stacked(...)), ...)."
-                    )
-            told = told._replace(**{field: self._named([each[ids[0]] for ids in self.members])})
+            shared = [
+                shared_multiplier(where, "stack", kind, {self.leaves[i].path: each[i] for i in ids})
+                for ids in self.members
+            ]
+            told = told._replace(**{field: self._named(shared)})
         return told
 
     def named(self, values: PyTree) -> PyTree:

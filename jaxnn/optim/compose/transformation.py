@@ -60,6 +60,31 @@ def multiplied(context: Context, kind: str, multipliers: PyTree) -> Context:
     return context._replace(**{name: products(getattr(context, name), multipliers)})
 
 
+def shared_multiplier(where: str, what: str, kind: str, found: Mapping[str, Any]) -> Any:
+    """The multiplier that leaves share which are one array to an optimizer; None of none.
+
+    Args:
+        where: The wrapper that joins them: `optim.flat`.
+        what: What it makes of them: "vector".
+        kind: "lr" or "decay".
+        found: Path -> multiplier.
+
+    Raises:
+        ValueError: Naming two leaves that differ.
+    """
+    first = next(iter(found.items()), None)
+    if first is None:
+        return None
+    other = next((path for path, m in found.items() if m is not first[1]), None)
+    if other is not None:
+        raise ValueError(
+            f"{where}: one {what} has one multiplier of its {kind}, and {first[0]!r} and {other!r} are of groups with "
+            f"multipliers of their own. Put {where.rpartition('.')[2]} inside each group: "
+            f"optim.groups(NAME=(predicate, {where}(...)), ...)."
+        )
+    return first[1]
+
+
 # Each element of the update and of the state depends on the same element of the gradients, of the state before and,
 # where it reads them, of the parameters, and on sums over all of them, whatever array they are in: one vector of all
 # leaves is to it what the leaves are. `optim.flat` asks.
