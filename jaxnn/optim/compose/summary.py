@@ -14,8 +14,9 @@ from jaxnn import tree
 from jaxnn.optim.compose import select
 from jaxnn.optim.compose.cells import Cells, cells
 from jaxnn.optim.compose.places import Place, abstract_init, places
-from jaxnn.optim.compose.specs import axis_sizes, shard_shape
+from jaxnn.optim.compose.specs import axis_sizes, shard_shape, spec_of, unknown_axis
 from jaxnn.report import html_table, text_table
+from jaxnn.sharding import axes_of
 from jaxnn.typing import PyTree
 
 ASSIGNED = 40  # leaves of the assignment that are shown in a terminal; a notebook scrolls
@@ -166,23 +167,29 @@ def summary(
     Args:
         tx: Any optimizer; what optax hides in closures is one row.
         params: Parameters, or their shapes.
-        specs: The state's specs, from `state_specs`: then the table has bytes a device.
-        mesh: The mesh of `specs`, or axis name -> size. By default the one in force.
+        specs: The state's specs, from `state_specs`, or `NamedSharding`s: then the table has bytes a device.
+        mesh: The mesh of `specs`, or axis name -> size. By default that of `NamedSharding`s in `specs`, else of those
+            of `params`, else the one in force.
 
     Raises:
-        ValueError: If `specs` is not a tree like the state, or groups do not fit the parameters.
+        ValueError: If `specs` is not a tree like the state, no mesh is known that has its axes, or groups do not fit
+            the parameters.
     """
+    where = "optim.summary"
     state, how = abstract_init(tx, params)
     found = list(places(state, params))
     local = [np.shape(place.leaf) for place in found]
     if specs is not None:
-        flat = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+        flat = [spec_of(s) for s in jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))]
         if len(flat) != len(found):
             raise ValueError(
-                f"optim.summary: {len(flat)} specs for {len(found)} leaves of state. Give what optim.state_specs gives "
+                f"{where}: {len(flat)} specs for {len(found)} leaves of state. Give what optim.state_specs gives "
                 "for this optimizer and these parameters."
             )
-        sizes = axis_sizes(mesh)
+        sizes = axis_sizes(where, mesh, ("specs", specs), ("params", params))
+        named = sorted({axis for spec in flat for entry in spec for axis in axes_of(entry)})
+        if not set(named) <= sizes.keys():
+            raise ValueError(f"{where}: specs name the axes {named}, and {unknown_axis(sizes, 'specs')}")
         local = [shard_shape(shape, spec, sizes) for shape, spec in zip(local, flat)]
     leaves = {leaf.path: leaf for leaf in jax.tree.leaves(select.leaves(params))}
     parts = cells(tx, params)

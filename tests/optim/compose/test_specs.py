@@ -120,6 +120,35 @@ def test_what_does_not_fit_is_refused():
         optim.state_specs(optim.adam(1e-3), params, PARAM_SPECS | {"mlp": {"kernel": P(), "bias": P("a", "b")}})
 
 
+def named(mesh, specs):
+    return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda x: isinstance(x, P))
+
+
+def test_the_mesh_is_that_of_the_specs_or_of_the_parameters_or_in_force(devices8):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    params, tx = parameters(), optim.adamw(1e-3)
+    expected = optim.state_specs(tx, params, PARAM_SPECS, "data", mesh)
+    assert tree.leaves_by_path(expected)["stages/adam/mu/mlp/kernel"] == P("data", "model")
+    shardings = named(mesh, PARAM_SPECS)
+    placed = jax.device_put(params, shardings)
+    shapes = jax.tree.map(lambda p, s: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=s), params, shardings)
+    assert optim.state_specs(tx, params, shardings, zero_axis="data") == expected
+    for known in (placed, shapes):
+        assert optim.state_specs(tx, known, PARAM_SPECS, zero_axis="data") == expected
+        assert optim.state_specs(tx, known, zero_axis="data") == expected  # as the parameters lie
+    with jax.set_mesh(mesh):
+        assert optim.state_specs(tx, parameters(), PARAM_SPECS, zero_axis="data") == expected
+    with pytest.raises(
+        ValueError, match=r"zero_axis is 'data', and no mesh is known. Give mesh=, param_specs of.*set_mesh"
+    ):
+        optim.state_specs(tx, params, PARAM_SPECS, zero_axis="data")
+    other = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    mixed = {**shardings, "embedding": NamedSharding(other, P())}
+    with pytest.raises(ValueError, match=r"of param_specs, 'mlp/bias' is on the mesh \{.*'embedding' on \{.*mesh="):
+        optim.state_specs(tx, params, mixed, zero_axis="data")
+    assert optim.state_specs(tx, params, mixed, "data", mesh) == expected
+
+
 WRAPPED = {
     "q8": lambda: optim.with_state_dtype(optim.adamw(1e-2), optim.q8),
     "bfloat16": lambda: optim.with_state_dtype(optim.adamw(1e-2), jnp.bfloat16),

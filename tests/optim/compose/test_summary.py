@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxnn import optim, tree
 from jaxnn.optim.registry import OPTIMIZERS
@@ -83,6 +84,22 @@ def test_bytes_a_device():
     assert "a device" in str(found)
     with pytest.raises(ValueError, match=r"optim.summary: 3 specs for .* leaves of state"):
         optim.summary(chain(), PARAMS, specs=[jax.sharding.PartitionSpec()] * 3, mesh=mesh)
+
+
+def test_bytes_a_device_are_of_the_mesh_of_the_specs_or_of_the_parameters(devices8):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    tx = chain()
+    specs = optim.state_specs(tx, PARAMS, zero_axis="data", mesh=mesh)
+    expected = optim.summary(tx, PARAMS, specs=specs, mesh=mesh)
+    assert expected.device_nbytes < expected.nbytes
+    shardings = jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+    assert optim.summary(tx, PARAMS, specs=shardings) == expected
+    placed = jax.device_put(PARAMS, NamedSharding(mesh, PartitionSpec()))
+    assert optim.summary(tx, placed, specs=specs).device_nbytes == expected.device_nbytes
+    with pytest.raises(ValueError, match=r"summary: specs name the axes \['data'\], and no mesh is known"):
+        optim.summary(tx, PARAMS, specs=specs)
+    with pytest.raises(ValueError, match=r"summary: specs name the axes \['data'\], and the mesh has \['fsdp'\]"):
+        optim.summary(tx, PARAMS, specs=specs, mesh={"fsdp": 4})
 
 
 def test_it_computes_nothing(count_compiles):
