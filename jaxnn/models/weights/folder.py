@@ -1,6 +1,5 @@
 """Folders of weights: `load` gives a model and its parameters, `save` writes a folder that others open."""
 
-import dataclasses
 import functools
 import importlib
 import json
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn import tree
-from jaxnn.models.weights import claims, images, tensors
+from jaxnn.models.weights import claims, given, images, tensors
 from jaxnn.models.weights.table import Architecture, Entry
 from jaxnn.models.weights.tensors import Planned, Stored
 from jaxnn.typing import Array, HostArray, Params, PyTree
@@ -263,20 +262,23 @@ def load(
     Raises:
         ValueError: If a tensor is missing, left over, misshapen, not of floats or not of numbers (NaN, infinities; -inf
             may stand in a bias), named; if a file is damaged, or refused; if the model is of a family, or has a
-            setting, that is not known here.
-        TypeError: If a change names no field of the config.
+            setting, that is not known here; if dtype is none of floats.
+        TypeError: If a change names no field of the config; if init is no typed key.
     """
     if not isinstance(folder, (str, os.PathLike)):
         raise TypeError(f"models.load: folder is {tree.describe(folder)}. Tried: a path. Give a folder.")
     folder = Path(folder).expanduser()
+    dtype = given.floating("models.load", dtype)
+    if init is not None:
+        given.check_key("models.load", init)
     config = {} if model is not None else _config(folder)
     said = config.get("model_type")
     kind = said if isinstance(said, str) else None
     if model is not None or kind in images.FAMILIES:
         claimed = images.described(config) if model is None else None
-        pictured: Any = claimed or model
-        if changes:
-            pictured = type(pictured)(dataclasses.replace(pictured.config, **changes))
+        pictured = model if claimed is None else claimed
+        if images.kind_of(pictured) is not None:  # others are refused by name
+            pictured = given.changed("models.load", pictured, changes)
         return pictured, images.load(folder, pictured, _placer(place), dtype, init, claimed)
     if kind not in KINDS:
         raise ValueError(
@@ -287,8 +289,7 @@ def load(
     stored = tensors.read_folder(folder)
     as_saved: Any = found.read(config, frozenset(stored))
     claims.check(folder, found.claims(as_saved), stored)
-    make: Any = found.module
-    module = make(dataclasses.replace(as_saved.config, **changes)) if changes else as_saved
+    module = given.changed("models.load", as_saved, changes)
     stored = _today(found, as_saved, stored)
     twins = {name: of for name, of in found.twins(as_saved).items() if name in stored and of in stored}
     like = shapes(module)
@@ -335,12 +336,17 @@ def save(
         shard_bytes: Where the tensors have more, they go into several files and an index.
 
     Raises:
-        ValueError: If the module is of no family that the files know, or the parameters are not the module's.
+        ValueError: If the module is of no family that the files know, or the parameters are not the module's, all of
+            them floats; if dtype is none that a file holds, or shard_bytes no size; if the folder cannot be made.
+        TypeError: If model is no module, or folder no path.
     """
+    where = "models.save"
+    given.check_module(where, model)
+    folder, dtype = given.check_written(where, folder, shard_bytes), given.floating(where, dtype, tensors.DTYPES)
     if kind is not None and kind not in KINDS:
         raise ValueError(f"models.save: kind={kind!r}. Tried: {', '.join(KINDS)}. Write one of them.")
     if kind is None and images.kind_of(model) is not None:
-        return images.save(model, params, Path(folder).expanduser(), dtype, shard_bytes)
+        return images.save(model, params, folder, dtype, shard_bytes)
     families = [architecture(name) for name in ([kind] if kind else KINDS)]
     found = next((a for a in families if type(model) is a.module and a.fits(model)), None)
     if found is None:
@@ -350,24 +356,25 @@ def save(
         )
     config = found.write(model)
     like = shapes(model)
-    given = tree.leaves_by_path(params)
-    for path, leaf in tree.leaves_by_path(like).items():
-        if path not in given or tuple(np.shape(given[path])) != tuple(leaf.shape):
+    values, wanted_leaves = tree.leaves_by_path(params), tree.leaves_by_path(like)
+    for path, leaf in wanted_leaves.items():
+        if path not in values or tuple(np.shape(values[path])) != tuple(leaf.shape):
             raise ValueError(
-                f"models.save: parameter {path!r} is {tree.describe(given.get(path))}. Tried: {tree.describe(leaf)}, "
+                f"models.save: parameter {path!r} is {tree.describe(values.get(path))}. Tried: {tree.describe(leaf)}, "
                 f"as the model has it. Give the parameters of this model."
             )
+    given.check_whole(where, {path: leaf for path, leaf in values.items() if path not in wanted_leaves})
+    given.check_arrays(where, params)
     planned = []
     for leaf in leaves(found, model, like):
-        kept = np.dtype(given[leaf.path].dtype if dtype is None else dtype)
+        kept = np.dtype(values[leaf.path].dtype if dtype is None else dtype)
         for i, theirs in enumerate(leaf.theirs):
             for j, (name, shape) in enumerate(zip(theirs, leaf.parts(), strict=True)):
                 name = name.removeprefix(found.prefix) if found.bare(model) else name
-                make = lambda leaf=leaf, i=i, j=j: _tensor(leaf, given[leaf.path], i, j)  # noqa: E731
+                make = lambda leaf=leaf, i=i, j=j: _tensor(leaf, values[leaf.path], i, j)  # noqa: E731
                 planned.append(Planned(name, shape, kept, make))
     config["dtype"] = config["torch_dtype"] = str(np.dtype(dtype or planned[0].dtype))
-    folder = Path(folder).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    given.make_folder(where, folder)
     tensors.write_folder(folder, planned, shard_bytes)
     tensors.atomically(folder / "config.json", [json.dumps(config, indent=2).encode() + b"\n"])
 

@@ -19,7 +19,7 @@ from jaxnn.models.inception import Inception, InceptionConfig
 from jaxnn.models.resnet import ResNet, ResNetConfig
 from jaxnn.models.vgg import VGG, VGGConfig
 from jaxnn.models.vit import ViT, ViTConfig
-from jaxnn.models.weights import claims, tensors
+from jaxnn.models.weights import claims, given, tensors
 from jaxnn.models.weights.pickled import read_pickled
 from jaxnn.models.weights.tensors import Stored
 from jaxnn.models.weights.vision import from_torchvision, to_torchvision
@@ -142,6 +142,7 @@ def save(module: Any, variables: Mapping[str, Any], folder: Path, dtype: Any, sh
     Raises:
         ValueError: If the variables are not the module's.
     """
+    given.check_arrays("models.save", variables)
     arrays = to_torchvision(module, variables)
     config = {"model_type": kind_of(module), **dataclasses.asdict(module.config)}
     if config.get("matmul_dtype") is not None:
@@ -150,6 +151,6 @@ def save(module: Any, variables: Mapping[str, Any], folder: Path, dtype: Any, sh
         tensors.Planned(name, x.shape, np.dtype(x.dtype if dtype is None else dtype), lambda x=x: x)
         for name, x in arrays.items()
     ]
-    folder.mkdir(parents=True, exist_ok=True)
+    given.make_folder("models.save", folder)
     tensors.write_folder(folder, planned, shard_bytes)
     tensors.atomically(folder / "config.json", [json.dumps(config, indent=2).encode() + b"\n"])

@@ -18,6 +18,7 @@ from jaxnn.models import inception
 from jaxnn.models.resnet import ResNet
 from jaxnn.models.vgg import VGG
 from jaxnn.models.vit import ViT
+from jaxnn.models.weights.given import check_whole
 from jaxnn.models.weights.table import SAME, TRANSPOSED, Arrays, Entry, Transform
 from jaxnn.models.weights.tensors import numbers
 from jaxnn.typing import Array, HostArray
@@ -289,6 +290,8 @@ def to_torchvision(module: nn.Module, variables: Mapping[str, Any]) -> dict[str,
     """
     entries, like = _entries("to_torchvision", module)
     given = tree.leaves_by_path(dict(variables))
+    ours = {entry.ours for entry in entries}
+    check_whole("models.to_torchvision", {path: leaf for path, leaf in given.items() if path not in ours})
     result: dict[str, HostArray] = {}
     for entry in entries:
         value, shape = given.get(entry.ours), tuple(like[entry.ours].shape)
