@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxnn import rng, sharding
 from jaxnn.models.attention import attention
 from jaxnn.models.blocks import layer
-from jaxnn.models.given import check_array, check_config, check_rate, check_sizes, dropout_key
+from jaxnn.models.given import check_array, check_config, check_positions, check_rate, check_sizes, dropout_key
 from jaxnn.models.layers import Dense, Embed, LayerNorm, along_last, declare, rows_of, within
 from jaxnn.models.sizes import divisors
 from jaxnn.tree import describe
@@ -290,6 +290,8 @@ class BERT(nn.Module):
             position = jnp.arange(tokens.shape[1])
             if c.position_offset and segment is not None:
                 position = jnp.maximum(jnp.cumsum(segment != 0, axis=1, dtype=jnp.int32) - 1, 0)
+        else:
+            check_positions("BERT", position, tokens)
         init = declare(_INIT, "embedding")
         places = self.param("position_embed", init, (c.length + c.position_offset, c.width), jnp.float32)
         x = x + rows_of(places, position + c.position_offset, "models.BERT: positions", "Count them from 0.")

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from flax import errors, linen as nn
 
 from jaxnn.tree import describe
@@ -34,6 +35,21 @@ def check_array(where: str, name: str, x: Any, form: str) -> None:
         raise TypeError(
             f"models.{where}: {name} is {describe(x)}, no array. Tried: {form}. Write jnp.asarray({name}); encode a "
             "text first."
+        )
+
+
+def check_positions(where: str, position: Any, tokens: Any) -> None:
+    """Refuses positions that are not one a token.
+
+    Raises:
+        TypeError: If they are no array.
+        ValueError: If they are no integers, or are neither [B, T] nor [T].
+    """
+    check_array(where, "position", position, "[B, T]")
+    if tuple(position.shape) not in (tokens.shape, tokens.shape[1:]) or not jnp.issubdtype(position.dtype, jnp.integer):
+        raise ValueError(
+            f"models.{where}: position is {describe(position)}. Tried: {list(tokens.shape)}, integers. Write one "
+            "for each token, counted from 0."
         )
 
 

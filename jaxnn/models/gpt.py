@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxnn import rng, sharding
 from jaxnn.models.attention import Cache, alibi_slopes, attention, cached_attention, rotary
 from jaxnn.models.blocks import layer
-from jaxnn.models.given import check_array, check_config, dropout_key
+from jaxnn.models.given import check_array, check_config, check_positions, dropout_key
 from jaxnn.models.gpt_config import GPTConfig as GPTConfig
 from jaxnn.models.layers import Dense, Embed, LayerNorm, RMSNorm, declare, rows_of
 from jaxnn.tree import describe
@@ -155,7 +155,8 @@ class GPT(nn.Module):
             last: Whether to give the last token's logits only, [B, 1, V].
 
         Raises:
-            ValueError: If the tokens are not [B, T], or longer than the table of learned positions.
+            ValueError: If the tokens are not [B, T], or longer than the table of learned positions; if positions are
+                not one a token.
             TypeError: If they are not integers.
         """
         c = self.config
@@ -172,6 +173,8 @@ class GPT(nn.Module):
             )
         embed = Embed(c.vocab, c.width, matmul_dtype=c.matmul_dtype, name="embed")
         x = embed(tokens)
+        if position is not None:
+            check_positions("GPT", position, tokens)
         positions = jnp.arange(tokens.shape[1]) if position is None else position
         if cache is not None:
             positions = cache.positions(tokens.shape[1])

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnn import rng, tree
 from jaxnn.typing import Array, Params
@@ -91,6 +92,16 @@ def _pairs(adapters: Params) -> dict[str, dict[str, Array]]:
     return pairs
 
 
+def check_spec(spec: Any) -> None:
+    """Refuses what is no `LoRA`.
+
+    Raises:
+        TypeError: Naming it.
+    """
+    if not isinstance(spec, LoRA):
+        raise TypeError(f"{WHERE}: spec is {tree.describe(spec)}. Tried: a LoRA. Write models.LoRA(rank=8), say.")
+
+
 def init_lora(key: Array, params: Params, spec: LoRA) -> Params:
     """Adapters that change nothing yet: at each path {"a": [..., in, r] normal, "b": [..., r, out] zeros}, float32.
 
@@ -100,12 +111,14 @@ def init_lora(key: Array, params: Params, spec: LoRA) -> Params:
         spec: Which and how large.
 
     Raises:
-        ValueError: If no parameter matches, or one that does has rank below 2.
-        TypeError: If the key is none.
+        ValueError: If no parameter matches, one that does has rank below 2, or its both axes are shorter than the
+            adapter's rank.
+        TypeError: If the key or the spec is none.
 
     Source:
         Hu et al. 2022, arXiv:2106.09685.
     """
+    check_spec(spec)
     if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         raise TypeError(f"{WHERE}: key is {tree.describe(key)}. Tried: a typed key. Write jax.random.key(0).")
     found = {}
@@ -114,6 +127,11 @@ def init_lora(key: Array, params: Params, spec: LoRA) -> Params:
         if not spec.hits(path):
             continue
         lead, inner, outer = _matrix(path, leaf)
+        if spec.rank > max(inner, outer):
+            raise ValueError(
+                f"{WHERE}: rank={spec.rank} for leaf {path!r} {tree.describe(leaf)}. Tried: at most {max(inner, outer)}"
+                ", beyond which adapters only grow. Write a smaller rank."
+            )
         a = jax.random.normal(rng.named_key(key, path), (*lead, inner, spec.rank), jnp.float32) * inner**-0.5
         found[path] = {"a": a, "b": jnp.zeros((*lead, spec.rank, outer), jnp.float32)}
     if not found:
@@ -154,7 +172,9 @@ def apply_lora(params: Params, adapters: Params, spec: LoRA) -> Params:
     Raises:
         ValueError: If an adapter belongs to no parameter, is half of one, or is of another shape or rank than the
             parameter and the spec say.
+        TypeError: If the spec is none.
     """
+    check_spec(spec)
     pairs = _pairs(adapters)
     _check_pairs(tree.leaves_by_path(params), pairs, spec)
 
@@ -187,6 +207,7 @@ def unmerge_lora(merged: Params, kept: dict[str, Any]) -> Params:
 
     Raises:
         ValueError: If `kept` belongs to other parameters.
+        TypeError: If it is no mapping.
     """
     if not isinstance(kept, Mapping):
         raise TypeError(f"{WHERE}: kept is {tree.describe(kept)}. Tried: what merge_lora gave second. Give that.")
@@ -195,4 +216,10 @@ def unmerge_lora(merged: Params, kept: dict[str, Any]) -> Params:
             f"{WHERE}: kept has {sorted(unknown)[:3]}, which the parameters have not. Tried: what merge_lora gave with "
             f"them. Give that."
         )
+    for path, leaf in tree.leaves_by_path(merged).items():
+        if path in kept and np.shape(kept[path]) != np.shape(leaf):
+            raise ValueError(
+                f"{WHERE}: kept has {tree.describe(kept[path])} for {path!r} {tree.describe(leaf)}. Tried: what "
+                "merge_lora gave with them. Give that."
+            )
     return tree.map_by_path(lambda path, leaf: kept.get(path, leaf), merged)

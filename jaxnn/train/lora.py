@@ -8,7 +8,8 @@ from jaxnn import rng
 from jaxnn.core import Task
 from jaxnn.core.init import init_variables
 from jaxnn.core.parts import given_whole
-from jaxnn.models.lora import LoRA, apply_lora, init_lora
+from jaxnn.models.lora import LoRA, apply_lora, check_spec, init_lora
+from jaxnn.train.checks import is_task
 from jaxnn.typing import Array, Batch, HostArray, Loss, ModelState, Params, PyTree
 
 BASE, ADAPTERS = "base", "lora"
@@ -24,7 +25,12 @@ def with_lora(task: Task, spec: LoRA) -> Task:
     Args:
         task: What is learned, of any model family.
         spec: Which parameters get adapters.
+
+    Raises:
+        TypeError: If the task or the spec is none.
     """
+    is_task("train.with_lora", task)
+    check_spec(spec)
     loss, predict = given_whole(task.loss), given_whole(task.predict)
 
     def whole(params: Params) -> Params:

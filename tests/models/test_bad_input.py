@@ -93,6 +93,24 @@ CASES = {
     "gpt, a dtype of integers": (lambda: init(gpt(matmul_dtype=jnp.int32), ints(2, 4)), "Tried: a dtype of floats"),
     "gpt, fields for a config": (lambda: init(models.GPT({"vocab": 3}), ints(2, 4)), "Tried: GPTConfig"),
     "gpt, no key": (lambda: other_input(gpt(dropout=0.1), ints(2, 4), ints(2, 4), train=True), "without a key"),
+    "gpt, positions of another length": (
+        lambda: init(gpt(positions="rotary"), ints(2, 4), position=ints(2, 3)),
+        r"GPT: position is int32\[2, 3\]\. Tried: \[2, 4\]",
+    ),
+    "gpt, learned positions of another length": (
+        lambda: init(gpt(positions="learned"), ints(2, 4), position=ints(2, 3)),
+        r"GPT: position is int32\[2, 3\]\. Tried: \[2, 4\]",
+    ),
+    "gpt, positions of floats": (
+        lambda: init(gpt(positions="rotary"), ints(2, 4), position=floats(2, 4)),
+        r"GPT: position is float32\[2, 4\]\. Tried: \[2, 4\], integers",
+    ),
+    "gpt, no positions": (lambda: init(gpt(), ints(2, 4), position="0123"), "position is str '0123', no array"),
+    "bert, positions of another length": (
+        lambda: init(bert(), ints(2, 4), position=ints(2, 3)),
+        r"BERT: position is int32\[2, 3\]\. Tried: \[2, 4\]",
+    ),
+    "bert, positions of floats": (lambda: init(bert(), ints(2, 4), position=floats(2, 4)), "integers"),
     "bert, a list": (lambda: init(bert(), [[1, 2]]), "no array"),
     "bert, types of another shape": (lambda: init(bert(), ints(2, 4), types=ints(2, 3)), r"types are int32\[2, 3\]"),
     "bert, types of floats": (lambda: init(bert(), ints(2, 4), types=floats(2, 4)), "one integer a token"),
@@ -135,6 +153,17 @@ CASES = {
     "lora, no number": (lambda: models.LoRA(alpha=float("nan")), "Tried: rank >= 1 and alpha > 0"),
     "lora, no expression": (lambda: models.LoRA(where=None), "where=None is no regular expression"),
     "lora, a seed for a key": (lambda: models.init_lora(3, PARAMS, LORA), r"key is int 3\. Tried: a typed key"),
+    "lora, no spec": (lambda: models.init_lora(KEY, PARAMS, None), r"lora: spec is NoneType None\. Tried: a LoRA\."),
+    "lora, fields for a spec": (lambda: models.apply_lora(PARAMS, {}, {"rank": 2}), "spec is dict .*Tried: a LoRA"),
+    "lora, the class": (lambda: models.merge_lora(PARAMS, {}, models.LoRA), r"Write models\.LoRA\(rank=8\)"),
+    "lora, a rank beyond the parameter's": (
+        lambda: models.init_lora(KEY, PARAMS, models.LoRA(where="qkv", rank=7)),
+        r"rank=7 for leaf 'qkv/kernel' float32\[4, 6\]\. Tried: at most 6",
+    ),
+    "lora, kept of another model": (
+        lambda: models.unmerge_lora(PARAMS, {"qkv/kernel": floats(4, 5)}),
+        r"kept has float32\[4, 5\] for 'qkv/kernel' float32\[4, 6\]",
+    ),
     "lora, nothing kept": (lambda: models.unmerge_lora(PARAMS, None), "Tried: what merge_lora gave second"),
     "generate, no parameters": (generate, "generate: the parameters are not this model's"),
     "generate, variables": (lambda: generate(params={"params": {}}), "parameters are not this model's"),

@@ -91,3 +91,12 @@ def test_what_does_not_belong_is_refused(setting, tmp_path):
     for init_from, message in bad:
         with pytest.raises(ValueError, match=message):
             fit(init_from)
+
+
+@pytest.mark.parametrize("wrong", [None, {"rank": 2}, models.LoRA])
+def test_no_spec_is_told_when_the_task_is_made(setting, wrong):
+    task, _, _ = setting
+    with pytest.raises(TypeError, match=r"models\.lora: spec is .*Tried: a LoRA\. Write models\.LoRA"):
+        train.with_lora(task, wrong)
+    with pytest.raises(TypeError, match=r"train\.with_lora: the first argument must be a Task"):
+        train.with_lora(models.MLP((2,)), models.LoRA())
