@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jaxnn.data import order
+from jaxnn.data.given import example_numbers
 from jaxnn.tree import describe
 from jaxnn.typing import HostArray, Resident
 
@@ -236,7 +237,13 @@ class Arrays:
         return self._of(self.take(np.sort(places[:count]))), self._of(self.take(np.sort(places[count:])))
 
     def take(self, index: HostArray) -> dict[str, HostArray]:
-        """The examples `index` [B]: a fresh array [B, ...] for each name."""
+        """The examples `index` [B]: a fresh array [B, ...] for each name.
+
+        Raises:
+            TypeError: If they are no integers.
+            ValueError: If one is not there.
+        """
+        index = example_numbers("data.Arrays", index, len(self))
         return {name: array[index] for name, array in self.arrays.items()}
 
     def resident(self) -> Resident:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxnn.data import order
+from jaxnn.data.given import example_numbers
 from jaxnn.data.transforms import take_at
 from jaxnn.tree import describe
 from jaxnn.typing import HostArray, Source
@@ -152,7 +153,7 @@ class Bucketed:
 
     def take(self, index: HostArray, step: int = 0, length: int | None = None) -> dict[str, HostArray]:
         """The examples `index` [B], cut to `length`, or to what the longest of them needs."""
-        index = np.asarray(index)
+        index = example_numbers("data.bucketed", index, len(self))
         length = batch_length(self, index) if length is None else length
         taken = take_at(self.source, index, step)
         return {name: x[:, :length] if name in self.arrays else x for name, x in taken.items()}

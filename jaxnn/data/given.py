@@ -1,9 +1,12 @@
-"""Checks of what sources and transforms are given: paths, whole numbers, texts."""
+"""Checks of what sources and transforms are given: paths, whole numbers, texts, examples."""
 
 import os
 from typing import Any
 
+import numpy as np
+
 from jaxnn.tree import describe
+from jaxnn.typing import HostArray
 
 
 def check_path(where: str, path: Any) -> None:
@@ -29,6 +32,30 @@ def check_whole(where: str, name: str, value: Any, least: int) -> None:
     """
     if not is_whole(value, least):
         raise ValueError(f"{where}: {name}={value!r}. Tried: an integer of at least {least}. Write one.")
+
+
+def example_numbers(where: str, index: Any, n: int) -> HostArray:
+    """What a source's `take` is given, as integers [B], each the number of one of `n` examples.
+
+    Raises:
+        TypeError: If they are no integers: truths and slices choose examples too, but not here.
+        ValueError: If they are not in a row, or an example is not there. -1 is no example, but a batch's padding.
+    """
+    numbers = np.asarray(index)
+    if not numbers.size and numbers.ndim == 1:
+        return numbers.astype(np.int64)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+        kind = ValueError if numbers.dtype.kind in "iu" else TypeError
+        raise kind(
+            f"{where}.take: index {describe(index)}. Tried: integers [B]. Write [3] for a single example, "
+            f"np.arange({n}) for all, np.flatnonzero(chosen) for truths."
+        )
+    if int(numbers.min()) < 0 or int(numbers.max()) >= n:
+        raise ValueError(
+            f"{where}.take: examples {numbers.min()} to {numbers.max()} of {n}. Tried: numbers in [0, {n}). Leave the "
+            "others out; data.host_batch takes -1 for padding."
+        )
+    return numbers
 
 
 def is_size(size: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxnn.data import order
-from jaxnn.data.given import is_size
+from jaxnn.data.given import example_numbers, is_size
 from jaxnn.data.image_files import beside, check, classes_of, image_files, pillow, upright
 from jaxnn.typing import HostArray
 
@@ -92,7 +92,13 @@ class ImageFiles:
         return np.asarray(fitted, np.uint8).reshape(*self.size, self.channels)
 
     def take(self, index: HostArray) -> dict[str, HostArray]:
-        """Decodes the images `index` [B]."""
+        """Decodes the images `index` [B].
+
+        Raises:
+            TypeError: If they are no integers.
+            ValueError: If one is not there, or cannot be decoded.
+        """
+        index = example_numbers(self.where, index, len(self))
         x = np.empty((len(index), *self.size, self.channels), np.float32)
         for row, i in enumerate(index):
             x[row] = self._decode(self.files[int(i)])
@@ -179,7 +185,7 @@ class ImageFolder(ImageFiles):
 
     def take(self, index: HostArray) -> dict[str, HostArray]:
         """Decodes the images `index` [B]."""
-        return {**super().take(index), "y": self.labels[index]}
+        return {**super().take(index), "y": self.labels[np.asarray(index, np.int64)]}
 
     def split(self, fraction: float, seed: int = 0) -> tuple["ImageFolder", "ImageFolder"]:
         """Two disjoint parts that together hold every image, each class parted alike; each in the order of the files.

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxnn.data.given import example_numbers
 from jaxnn.tree import describe
 from jaxnn.typing import HostArray
 
@@ -64,9 +65,10 @@ class Indexed:
         """The examples `index` [B], stacked.
 
         Raises:
-            ValueError: If an item has other names or shapes than the first.
+            TypeError: If the numbers are no integers.
+            ValueError: If an item is not there, or has other names or shapes than the first.
         """
-        ids = [int(i) for i in np.asarray(index)]
+        ids = example_numbers("data.Indexed", index, len(self)).tolist()
         many = getattr(self.items, "__getitems__", None)
         rows = many(ids) if many is not None else [self.items[i] for i in ids]
         examples = [self._example(i, row) for i, row in zip(ids, rows, strict=True)]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxnn.data import order
-from jaxnn.data.given import is_whole
+from jaxnn.data.given import example_numbers, is_whole
 from jaxnn.data.transforms import take_at
 from jaxnn.tree import describe
 from jaxnn.typing import HostArray, Resident, Source
@@ -80,7 +80,7 @@ class Mixed:
 
     def take(self, index: HostArray, step: int = 0) -> dict[str, HostArray]:
         """The mixtures of the examples `index` [B] as data step `step` sees them: "x", and "y" [B, classes]."""
-        index = np.asarray(index)
+        index = example_numbers(self._where, index, len(self))
         first = order.words(self.seed, step, index)
         # Other words for the box and for whether to mix at all.
         second = order.words((self.seed + 0x9E3779B9) & 0xFFFFFFFF, step, index)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.data.arrays import take_rows
-from jaxnn.data.given import is_whole
+from jaxnn.data.given import example_numbers, is_whole
 from jaxnn.data.order import _splitmix
 from jaxnn.data.tokenizers import Encoded
 from jaxnn.data.transforms import Examples
@@ -118,7 +118,13 @@ class Packed:
         }
 
     def take(self, index: HostArray) -> dict[str, HostArray]:
-        """The rows `index` [B]."""
+        """The rows `index` [B].
+
+        Raises:
+            TypeError: If they are no integers.
+            ValueError: If one is not there.
+        """
+        index = example_numbers("data.Packed", index, len(self))
         return self._example(self.tokens[index], self.segments[index], np)
 
     def resident(self) -> Resident:

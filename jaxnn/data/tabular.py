@@ -13,6 +13,7 @@ from jaxnn.data import order
 from jaxnn.data.arrays import take_rows
 from jaxnn.data.columns import Column, Reading, Scale, apply, decide, find, refuse_holes, scale_of
 from jaxnn.data.delimited import Cells, CSVFormat, closest, counted, listed, read_cells
+from jaxnn.data.given import example_numbers
 from jaxnn.tree import describe
 from jaxnn.typing import HostArray, Resident
 
@@ -213,7 +214,13 @@ class CSV:
         return f"CSV({self.path.name}: {len(self)} rows, target {', '.join(self.targets) or 'none'}{kind}: {shapes})"
 
     def take(self, index: HostArray) -> dict[str, HostArray]:
-        """The examples `index` [B]: a fresh array [B, ...] for each name."""
+        """The examples `index` [B]: a fresh array [B, ...] for each name.
+
+        Raises:
+            TypeError: If they are no integers.
+            ValueError: If one is not there.
+        """
+        index = example_numbers("data.CSV", index, len(self))
         return {name: array[index] for name, array in self.arrays.items()}
 
     def resident(self) -> Resident:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.data.given import is_whole
+from jaxnn.data.given import example_numbers, is_whole
 from jaxnn.typing import HostArray, Resident
 
 SEPARATOR = 0
@@ -175,7 +175,8 @@ class TextFiles:
 
     def take(self, index: HostArray) -> dict[str, HostArray]:
         """The windows `index` [B]."""
-        start = np.asarray(index, np.int64) * self.stride
+        index = example_numbers("data.TextFiles", index, len(self))
+        start = index.astype(np.int64) * self.stride
         at = start[:, None] + np.arange(self.length + 1)
         # Past the end stands the closing separator, again and again.
         window = np.asarray(self.stream[np.minimum(at, len(self.stream) - 1)])

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxnn.data import subwords
 from jaxnn.data.arrays import Arrays, take_rows
-from jaxnn.data.given import check_path, check_text, check_texts, check_whole, is_whole
+from jaxnn.data.given import check_path, check_text, check_texts, check_whole, example_numbers, is_whole
 from jaxnn.tree import describe
 from jaxnn.typing import HostArray, Resident
 
@@ -361,7 +361,7 @@ class Sentences:
 
     def take(self, index: HostArray, length: int | None = None) -> dict[str, HostArray]:
         """The examples `index` [B], `length` long, or as the longest of them needs."""
-        index = np.asarray(index, np.int64)
+        index = example_numbers("data.Sentences", index, len(self)).astype(np.int64)
         needed = self.lengths[:1] if self.padded_to is None else self.padded_to[index]
         return self._pad(index, int(needed.max(initial=1)) if length is None else length)
 

@@ -91,3 +91,55 @@ def test_a_vocabulary_without_the_token_for_all_others_is_refused(tmp_path):
     (tmp_path / "vocab.txt").write_text("the\ncat\n")
     with pytest.raises(ValueError, match=r"vocab\.txt' holds 2 tokens and no '\[UNK\]'"):
         data.Tokenizer.load(tmp_path)
+
+
+def csv_source(at):
+    (at / "a.csv").write_text("a,b\n" + "1,2\n3,4\n" * 4)
+    return data.CSV(at / "a.csv", target="b")
+
+
+def text_source(at):
+    (at / "a.txt").write_text("0123456789" * 2)
+    return data.TextFiles([at / "a.txt"], length=4)
+
+
+def folder_source(at):
+    image = pytest.importorskip("PIL.Image")
+    for name in ("cat", "dog"):
+        (at / name).mkdir()
+        for i in range(2):
+            image.fromarray(IMAGES[0]).save(at / name / f"{i}.png")
+    return data.ImageFolder(at, size=(8, 8))
+
+
+SOURCES = {
+    "Arrays": lambda _: SOURCE,
+    "mapped": lambda _: data.mapped(SOURCE, data.normalize(0, 1)),
+    "mapped at random": lambda _: data.mapped(SOURCE, data.random_crop_flip(), random=True),
+    "mixup": lambda _: data.mixup(data.mapped(SOURCE, data.normalize(0, 1)), classes=2),
+    "CSV": csv_source,
+    "TextFiles": text_source,
+    "ImageFolder": folder_source,
+    "Packed": lambda _: data.Packed([np.arange(5), np.arange(3)], length=4),
+    "Sentences": lambda _: sentences(),
+    "Sentences of lengths": lambda _: sentences(buckets=(4,)),
+    "bucketed": lambda _: data.bucketed(
+        data.Arrays(np.ones((4, 6), np.int32)), np.array([1, 2, 3, 6]), (3,), arrays=("x",)
+    ),
+    "Indexed": lambda _: data.Indexed([{"x": 1.0}, {"x": 2.0}]),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_examples_that_are_not_there_are_told(name, tmp_path):
+    source = SOURCES[name](tmp_path)
+    n = len(source)
+    assert len(source.take(np.arange(n))["x"]) == n
+    assert len(source.take([0])["x"]) == 1
+    for index in ([0, n], [-1], np.array([n], np.uint64)):
+        with pytest.raises(ValueError, match=rf"take: examples .* of {n}\. Tried: numbers in \[0, {n}\)\. ") as raised:
+            source.take(index)
+        assert re.match(r"data\.\w+\.take: ", str(raised.value))
+    for index in (0, np.ones(n, bool), [0.0], np.zeros((1, 1), int), "0", slice(2), None):
+        with pytest.raises((ValueError, TypeError), match=r"data\.\w+\.take: index .*Tried: integers \[B\]\. "):
+            source.take(index)
