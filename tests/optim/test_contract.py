@@ -170,10 +170,6 @@ def test_leaves_of_no_size_and_complex_ones(name):
     assert float(jnp.sum(jnp.abs(new["c"] - params["c"]))) > 0
 
 
-# Noise is drawn for places among the leaves of a shape: layers apart draw as layers stacked do only in the same order.
-DRAWS = {"psgd_kron"}
-
-
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "lbfgs" else ()) for n in OPTIMIZERS])
 def test_micro_batches_are_one_batch_and_layers_stacked_are_layers_apart(name):
     """Matrices and vectors of two layers, interleaved as models have them, over four updates.
@@ -184,8 +180,7 @@ def test_micro_batches_are_one_batch_and_layers_stacked_are_layers_apart(name):
     tx, entry, _, _ = built(name)
     rng = np.random.default_rng(0)
     shapes = {"b": (3,), "w": (3, 2)}
-    called = "{kind}{layer}" if name in DRAWS else "{layer}{kind}"
-    keys = {kind: [called.format(kind=kind, layer=i) for i in range(2)] for kind in shapes}
+    keys = {kind: [f"{layer}/{kind}" for layer in range(2)] for kind in shapes}
     draw = lambda *lead: {  # noqa: E731
         key: jnp.asarray(rng.normal(size=(*lead, *shapes[kind])), jnp.float32) for kind in shapes for key in keys[kind]
     }

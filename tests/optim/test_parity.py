@@ -26,7 +26,7 @@ B2 = 1 - 2**-10  # what the fixtures have where b2 enters uncorrected: 1 - 0.999
 def recorded(extra: dict[str, np.ndarray]) -> Callable[[Any, tuple[int, ...]], Any]:
     """The noise that the reference drew, by an update's number and a stack's shape [1, m, n]."""
 
-    def noise(count: Any, shape: tuple[int, ...]) -> Any:
+    def noise(count: Any, _: Any, shape: tuple[int, ...]) -> Any:
         return jnp.asarray(extra["noise/" + "x".join(map(str, shape[1:]))], jnp.float32)[count - 1][None]
 
     return noise

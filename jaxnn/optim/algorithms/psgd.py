@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxnn.optim.compose import layers, select
 from jaxnn.optim.compose.matrices import View, in_stacks, views
 from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
 from jaxnn.optim.compose.select import Predicate, everything
@@ -35,12 +36,14 @@ def annealed(step: Array) -> Array:
     return jnp.clip(jnp.exp(-0.001 * (jnp.asarray(step, jnp.float32) - 500.0)), 0.03, 1.0)
 
 
-Noise = Callable[[Array, tuple[int, ...]], Array]
+Noise = Callable[[Array, Any, tuple[int, ...]], Array]
 
 
-def gaussian(count: Array, shape: tuple[int, ...]) -> Array:
-    """Standard normal float32 of the update's number: the same in every run and in every member of a population."""
-    return jax.random.normal(jax.random.fold_in(jax.random.key(0), count), shape, jnp.float32)
+def gaussian(count: Array, numbers: Any, shape: tuple[int, ...]) -> Array:
+    """Standard normal float32 of the update's number and each layer's: the same in every run, every layout of a model
+    and every member of a population."""
+    key = jax.random.fold_in(jax.random.key(0), count)
+    return jax.vmap(lambda n: jax.random.normal(jax.random.fold_in(key, n), shape[1:], jnp.float32))(numbers)
 
 
 def psgd_kron_core(
@@ -62,8 +65,8 @@ def psgd_kron_core(
     Ql <- Ql - fit_lr triu(A A' - B B') Ql / |A A' + B B'|,  Qr likewise with A' A, B' B; |.| a bound of the 2-norm
 
     Vectors have one diagonal factor; so has a side of 1 or longer than `max_dim`. Complex leaves are pairs of reals.
-    Axes that only stack layers are a batch, a convolution's kernel is (everything else, outputs). The noise is drawn
-    for all matrices of a shape at once, so a model's loop and scan layouts agree in distribution only.
+    Axes that only stack layers are a batch, a convolution's kernel is (everything else, outputs). The noise of a layer
+    goes by its name and number, which are those of a scan in a loop too.
 
     Args:
         b1: Decay rate of the momentum, in [0, 1).
@@ -72,7 +75,7 @@ def psgd_kron_core(
         initial: P's first scale; > 0.
         max_dim: Longest side that has a triangular factor; >= 0.
         balance_every: Updates of the factors after which both are given the same largest element; it keeps P.
-        noise: (update's number, shape) -> V, float32.
+        noise: (update's number, uint32 [B] of the layers, (B, m, n)) -> V, float32.
 
     Raises:
         ValueError: If a hyperparameter is out of range.
@@ -107,12 +110,14 @@ def psgd_kron_core(
     def update(grads: PyTree, state: PSGDState, params: PyTree = None, **extra: Any) -> tuple[PyTree, PSGDState]:
         del extra
         h, hypers = hyper.at(state.hyper)
-        known = views(where, grads if params is None else params, complex_as_pairs=True)
+        like = grads if params is None else params
+        known = views(where, like, complex_as_pairs=True)
+        drawn = [x.reshape(-1) for x in layers.numbers(jax.tree.leaves(select.leaves(like)))]
         due = (state.waited + 1).astype(jnp.float32) >= 1 / h.fit_share
         fits = state.fits + due.astype(jnp.int32)
         balance = due & (jnp.mod(fits, balance_every) == 0)
 
-        def one_shape(g: Array, mu: Array, ql: Array, qr: Array) -> tuple[Array, ...]:
+        def one_shape(numbers: Any, g: Array, mu: Array, ql: Array, qr: Array) -> tuple[Array, ...]:
             mu = times(h.b1, mu) + times(1 - h.b1, g.astype(mu.dtype))
             mean = mu / (1 - h.b1**h.count).astype(mu.dtype)
             if not mean.size:
@@ -120,7 +125,7 @@ def psgd_kron_core(
 
             def fitted(factors: tuple[Array, Array]) -> tuple[Array, Array]:
                 ql, qr = (jnp.where(balance, x, q) for x, q in zip(balanced(*factors), factors))
-                return fit(ql, qr, mean, noise(hypers.count, mean.shape).astype(mean.dtype), h.fit_lr)
+                return fit(ql, qr, mean, noise(hypers.count, numbers, mean.shape).astype(mean.dtype), h.fit_lr)
 
             ql, qr = jax.lax.cond(due, fitted, lambda factors: factors, (ql, qr))
             u = apply(ql, apply(ql, mean, 0), 0, transpose=True)
@@ -133,7 +138,7 @@ def psgd_kron_core(
             [x.reshape(v.batch, *x.shape[len(v.lead) :]) for v, x in zip(known, jax.tree.leaves(t))]
             for t in (state.left, state.right)
         ]
-        made = in_stacks(one_shape, known, *moments, *factors) or ([],) * 4
+        made = in_stacks(one_shape, known, drawn, *moments, *factors) or ([],) * 4
         leaves = [[v.unfold(x) for v, x in zip(known, xs)] for xs in made[:2]]
         leaves += [[x.reshape(*v.lead, *x.shape[1:]) for v, x in zip(known, xs)] for xs in made[2:]]
         u, mu, left, right = (jax.tree.unflatten(jax.tree.structure(grads), xs) for xs in leaves)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import itertools
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxnn.optim.compose import layers, select
 from jaxnn.optim.compose.places import Place, places
 from jaxnn.optim.compose.quantize import SMALLEST, Quantized, dequantize, quantize
 from jaxnn.optim.compose.rounding import dither, hash_bits, round_stochastically
@@ -66,9 +69,10 @@ def with_state_dtype(
         tx: Any optimizer.
         dtypes: One storage for all of its state, or name -> storage: `{"mu": jnp.bfloat16, "nu": optim.q8}`. A name is
             a part of the path that `optim.get` takes: "mu", "adam.mu", or "precondition.muon" for all that is there.
-        rounding: "stochastic" is right in expectation, in `q8` on average over a few steps already (`dither`). To
-            "nearest", an average that moves by less than half a spacing a step stands still: in bfloat16 a second
-            moment of decay rate 0.999 never falls.
+        rounding: "stochastic" is right in expectation, in `q8` on average over a few steps already (`dither`). Its bits
+            are those of a layer, in a model's loop as in its scan; in `q8`, whose blocks do not end where layers do,
+            they are the array's. To "nearest", an average that moves by less than half a spacing a step stands still:
+            in bfloat16 a second moment of decay rate 0.999 never falls.
 
     Raises:
         TypeError: If a storage is no floating dtype and no `Blockwise`.
@@ -98,8 +102,10 @@ def with_state_dtype(
     ) -> tuple[PyTree, StoredState]:
         updates, new = apply_part(inner, updates, decoded(state.inner), params, context or Context(), extra)
         stored, treedef = jax.tree.flatten(state.inner, is_leaf=_is_quantized)
-        seed = state.count if rounding == "stochastic" else None
-        leaves = [_encode(x, old, seed, salt) for salt, (x, old) in enumerate(zip(jax.tree.leaves(new), stored))]
+        seeds: Iterable[Any] = itertools.repeat(None)
+        if rounding == "stochastic":
+            seeds = _seeds(state.count, new, updates if params is None else params)
+        leaves = [_encode(x, old, seed) for x, old, seed in zip(jax.tree.leaves(new), stored, seeds)]
         return updates, StoredState(state.count + 1, jax.tree.unflatten(treedef, leaves))
 
     return wrap("with_state_dtype", inner, init, update)
@@ -118,7 +124,7 @@ def decoded(state: PyTree) -> PyTree:
 
 def encoded(x: Array, like: Any) -> Any:
     """`x` in the storage of `like`, rounded to nearest."""
-    return _encode(x, like, None, 0)
+    return _encode(x, like, None)
 
 
 def _is_quantized(x: Any) -> bool:
@@ -129,12 +135,38 @@ def _small_float(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jnp.floating) and jnp.dtype(x.dtype).itemsize < 4
 
 
-def _encode(x: Array, like: Any, seed: Array | None, salt: int) -> Any:
+class _Seed(NamedTuple):
+    """What the random bits of one leaf go by.
+
+    Attributes:
+        count: Updates done.
+        place: The leaf's number in the state.
+        word: Of what it is to its parameter and of each of that one's layers, uint32: the same in every layout.
+    """
+
+    count: Array
+    place: int
+    word: np.ndarray
+
+
+def _seeds(count: Array, state: PyTree, params: PyTree) -> Iterator[_Seed]:
+    known = jax.tree.leaves(select.leaves(params))
+    numbers = dict(zip((leaf.path for leaf in known), layers.numbers(known), strict=True))
+    for number, place in enumerate(places(state, params)):
+        what = "/".join((place.stage, place.group, place.owner, place.inside, place.rest))
+        of = numbers.get(place.param or "")
+        if of is None or np.shape(place.leaf)[: of.ndim] != of.shape:  # of no parameter, or of no layers
+            of = np.asarray(zlib.crc32((place.param or "").encode()), np.uint32)
+        yield _Seed(count, number, of ^ np.uint32(zlib.crc32(what.encode())))
+
+
+def _encode(x: Array, like: Any, seed: _Seed | None) -> Any:
     if isinstance(like, Quantized):
-        bits = None if seed is None else dither(like.codes.shape, seed, salt)
+        # By place: blocks do not end where layers do.
+        bits = None if seed is None else dither(like.codes.shape, seed.count, seed.place)
         return quantize(x, bits, signed=like.signed)
     if seed is not None and like.dtype == jnp.bfloat16 and x.dtype == jnp.float32:
-        return round_stochastically(x, hash_bits(x.shape, seed, salt))
+        return round_stochastically(x, hash_bits(x.shape, seed.count, seed.word))
     if jnp.issubdtype(x.dtype, jax.dtypes.extended):
         return x
     return jax.lax.convert_element_type(x, like.dtype)

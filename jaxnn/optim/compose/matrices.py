@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnn.optim.compose import select
 from jaxnn.optim.compose.apart import part, starts
@@ -176,7 +177,7 @@ def in_stacks(
     Args:
         fn: `fn(*stacks) -> stacks`, every stack [all matrices of a shape, ...].
         known: Views.
-        operands: For each view an array [view.batch, ...].
+        operands: For each view an array [view.batch, ...]; NumPy's are joined before the program.
         by: What else must be equal within a stack, for each view; dtypes must be in any case.
 
     Returns:
@@ -190,13 +191,18 @@ def in_stacks(
     places = starts(*([known[i].batch for i in members] for members in stacks.values()))
     for members, where in zip(stacks.values(), places, strict=True):
         alone = len(members) == 1
-        joined = [x[members[0]] if alone else jax.lax.concatenate([x[i] for i in members], 0) for x in operands]
+        joined = [x[members[0]] if alone else _below([x[i] for i in members]) for x in operands]
         for k, whole in enumerate(fn(*joined)):
             if k == len(results):
                 results.append([None] * len(known))
             for i, start in zip(members, where, strict=True):
                 results[k][i] = whole if alone else part(whole, start, known[i].batch)
     return tuple(results)
+
+
+def _below(arrays: list[Any]) -> Any:
+    """Arrays along their first axis; constants are one constant."""
+    return np.concatenate(arrays) if isinstance(arrays[0], np.ndarray) else jax.lax.concatenate(arrays, 0)
 
 
 def in_wide_stacks(fn: Callable[..., Array], known: Sequence[View], *operands: Sequence[Array]) -> list[Array]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxnn.optim.compose import layers, select
 from jaxnn.optim.compose.scaling import full
 from jaxnn.optim.compose.transformation import Context, Transformation, apply_part
 from jaxnn.optim.compose.wrapping import inner_of, wrap
@@ -20,12 +21,13 @@ from jaxnn.typing import Array, PyTree
 def hash_bits(shape: tuple[int, ...], *words: Any) -> Array:
     """uint32 random bits by position: an integer hash of each element's index and `words`.
 
-    They depend on the position in the whole array only, so not on how it is sharded; and being elementwise they cost no
-    memory of their own.
+    They depend on the position in a layer only, so neither on how the array is sharded nor on whether layers are rows
+    of one; and being elementwise they cost no memory of their own.
 
     Args:
         shape: Shape.
-        words: Integers or uint32 scalars: seed, step, leaf number.
+        words: Integers or uint32 scalars: seed, step; or arrays of leading axes, an entry a layer: `layers.numbers`.
+            Those axes do not count for an element's index.
 
     Source:
         The mixing function is lowbias32 of C. Wellons' hash-prospector.
@@ -33,7 +35,7 @@ def hash_bits(shape: tuple[int, ...], *words: Any) -> Array:
     key = jnp.zeros((), jnp.uint32)
     for word in words:
         key = _mix(key ^ (jnp.asarray(word).astype(jnp.uint32) + np.uint32(0x9E3779B9)))
-    return _mix(_index(shape) ^ key)
+    return _mix(_index(shape[key.ndim :]) ^ jnp.expand_dims(key, tuple(range(key.ndim, len(shape)))))
 
 
 def dither(shape: tuple[int, ...], step: Any, salt: int) -> Array:
@@ -102,7 +104,7 @@ def stochastic_rounding(tx: optax.GradientTransformation, seed: int = 0) -> Tran
 
     Rounded to nearest, a parameter ignores every update below half its spacing, 0.2 to 0.4 % of its size: late in a
     run that is all of them. Parameters of other dtypes are updated as without. Costs no memory. Resumable: the bits are
-    a hash of (seed, count, leaf, position), the same under every layout.
+    a hash of (seed, count, layer, position), the same under every sharding and in a model's loop and scan layouts.
 
     Args:
         tx: The whole optimizer, rate included.
@@ -123,17 +125,16 @@ def stochastic_rounding(tx: optax.GradientTransformation, seed: int = 0) -> Tran
     ) -> tuple[PyTree, StochasticRoundingState]:
         _need(where, params)
         updates, new = apply_part(inner, updates, state.inner, params, context or Context(), extra)
-        number = iter(range(len(jax.tree.leaves(params))))
+        known = jax.tree.leaves(select.leaves(params))
+        numbers = jax.tree.unflatten(jax.tree.structure(params), layers.numbers(known))
 
-        def one(p: Array, u: Array) -> Array:
-            salt = next(number)
+        def one(p: Array, u: Array, n: np.ndarray) -> Array:
             if p.dtype != jnp.bfloat16:
                 return u
             target = p.astype(jnp.float32) + u.astype(jnp.float32)
-            rounded = round_stochastically(target, hash_bits(p.shape, word, state.count, salt))
-            return step_to(rounded, p)
+            return step_to(round_stochastically(target, hash_bits(p.shape, word, state.count, n)), p)
 
-        return jax.tree.map(one, params, updates), StochasticRoundingState(state.count + 1, new)
+        return jax.tree.map(one, params, updates, numbers), StochasticRoundingState(state.count + 1, new)
 
     return wrap("stochastic_rounding", inner, init, update)
 

@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import optax
 from jaxnn import tree
 from jaxnn.optim.compose import probe, select
 from jaxnn.optim.compose.apart import joined, part, starts
+from jaxnn.optim.compose.layers import order, unnumbered
 from jaxnn.optim.compose.transformation import (
     KINDS,
     Context,
@@ -45,9 +45,8 @@ def stacked(tx: optax.GradientTransformation) -> Transformation:
     list are `all`. Every layer is still treated alone, as in any optimizer of this library; parts of optax that go by
     the rank or the norm of a leaf (`optax.lamb`, masks by `ndim`) would not, and are refused. A program that has the
     update in it then has one momentum to move instead of 96, which makes it faster to compile, and `state_specs` may
-    split the stack over devices (`zero_axis`), layer by layer. Updates are those of `tx`; what draws noise by the
-    place of a leaf (`psgd_kron`, stochastic rounding) draws other noise. Gradients of several dtypes are promoted to
-    one in a stack.
+    split the stack over devices (`zero_axis`), layer by layer. Updates are those of `tx`, random draws included, but
+    that blocks of eight bits are cut and rounded otherwise. Gradients of several dtypes are promoted to one in a stack.
 
         optim.stacked(optim.muon(1e-3))
         optim.stages(muon=optim.stacked(optim.muon_core()), decay=optim.decay(0.1), lr=optim.scale_by_lr(1e-3))
@@ -137,8 +136,8 @@ class _Stacks:
         self.leaves: list[select.Leaf] = jax.tree.leaves(select.leaves(params))
         kinds: dict[Any, list[int]] = {}
         for i, (leaf, x) in enumerate(zip(self.leaves, self.like, strict=True)):
-            kinds.setdefault((_unnumbered(leaf.path), leaf.shape, jax.dtypes.canonicalize_dtype(x.dtype)), []).append(i)
-        self.members = list(kinds.values())
+            kinds.setdefault((unnumbered(leaf.path), leaf.shape, jax.dtypes.canonicalize_dtype(x.dtype)), []).append(i)
+        self.members = [sorted(ids, key=lambda i: order(self.leaves[i].path)) for ids in kinds.values()]
         self.names = _names([name for name, *_ in kinds], [self.leaves[ids[0]].path for ids in self.members])
         twice, count = next(iter(collections.Counter(self.names).most_common(1)), ("", 0))
         if count > 1:
@@ -267,12 +266,6 @@ def _asked(where: str, params: PyTree, ask: Callable[[PyTree], PyTree]) -> PyTre
 
 def _averages(node: Any) -> bool:
     return hasattr(node, "eval_params")
-
-
-def _unnumbered(path: str) -> str:
-    """A path without the numbers at its words' ends (`conv2d_3` is `conv2d`); an entry that is nothing else goes."""
-    entries = [re.sub(r"_?\d+(?=_|$)", "", entry) for entry in path.split("/")]
-    return "/".join(entry for entry in entries if entry) or ("all" if path.strip("/.") else path)
 
 
 def _names(short: list[str], whole: list[str]) -> list[str]:
