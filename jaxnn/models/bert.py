@@ -227,6 +227,8 @@ class BERT(nn.Module):
         check_config("BERT", c, BERTConfig)
         if places is not None and c.head != "mlm":
             raise ValueError(f"models.BERT: places for head={c.head!r}. Tried: head='mlm'. Leave places out.")
+        if places is not None:
+            check_array("BERT", "places", places, "[B, N]")
         if places is not None and (places.ndim != 2 or places.shape[0] != tokens.shape[0]):
             raise ValueError(
                 f"models.BERT: places are {describe(places)} for tokens {describe(tokens)}. Tried: [B, N]. Write as "
@@ -278,6 +280,8 @@ class BERT(nn.Module):
             )
         if types is not None and not c.types:
             raise ValueError("models.BERT: types for a model without any. Tried: config.types=0. Leave types out.")
+        if types is not None:
+            check_array("BERT", "types", types, "[B, T]")
         if types is not None and (types.shape != tokens.shape or not jnp.issubdtype(types.dtype, jnp.integer)):
             raise ValueError(
                 f"models.BERT: types are {describe(types)} for tokens {describe(tokens)}. Tried: one integer a token. "

@@ -56,7 +56,8 @@ def convolve(
         pads = [(n, n) for n in pair(padding)]
     if any(n + sum(p) < w for n, p, w in zip(x.shape[1:3], pads, window, strict=True)):
         raise ValueError(
-            f"layers.Conv: window {window} exceeds x {tree.describe(x)}. Write padding='SAME' or a smaller kernel."
+            f"layers.Conv: window {window} exceeds x {tree.describe(x)}. Tried: padding={padding!r}. Write "
+            "padding='SAME' or a smaller kernel."
         )
     if choose_form(form) == "lax" and not _tiny(x, window):
         if dtype is not None:

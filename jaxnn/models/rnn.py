@@ -190,17 +190,20 @@ def valid_positions(lengths: Array | None, valid: Array | None, batch: int, time
         ValueError: If both are given, or a shape does not fit.
     """
     if lengths is not None and valid is not None:
-        raise ValueError(f"{where}: lengths and valid are both given. Tried: one of them. Drop one.")
+        raise ValueError(f"models.{where}: lengths and valid are both given. Tried: one of them. Drop one.")
     if lengths is not None:
-        if lengths.shape != (batch,):
+        check_array(where, "lengths", lengths, "[B]")
+        if lengths.shape != (batch,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
             raise ValueError(
-                f"{where}: lengths {describe(lengths)} for {batch} examples of {time} positions. Tried: [B]. "
-                "Write one length an example."
+                f"models.{where}: lengths {describe(lengths)} for {batch} examples of {time} positions. Tried: [B], "
+                "integers. Write one length an example."
             )
         return jnp.arange(time)[None, :] < lengths[:, None]
+    if valid is not None:
+        check_array(where, "valid", valid, "[B, T]")
     if valid is not None and valid.shape != (batch, time):
         raise ValueError(
-            f"{where}: valid {describe(valid)} for {batch} examples of {time} positions. Tried: [B, T]. "
+            f"models.{where}: valid {describe(valid)} for {batch} examples of {time} positions. Tried: [B, T]. "
             "Write one entry a position, tokens != pad."
         )
     return None if valid is None else valid.astype(bool)
@@ -309,7 +312,7 @@ class RNN(nn.Module):
                 f"models.RNN: carry has {[len(c) for c in carry]} states by layer. Tried: {len(ways)} for each of "
                 f"{self.layers}. Give what an RNN of this shape returned."
             )
-        valid = valid_positions(lengths, valid, x.shape[0], x.shape[1], "models.RNN")
+        valid = valid_positions(lengths, valid, x.shape[0], x.shape[1], "RNN")
         key = dropout_key("RNN", self) if train and self.dropout and self.layers > 1 else None
         states: list[list[Carry]] = []
         for i in range(self.layers):

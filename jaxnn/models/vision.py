@@ -24,6 +24,8 @@ def check_input(where: str, x: Array, channels: int, smallest: int = 1) -> None:
             f"models.{where}: x is {describe(x)}. Tried: images [B, H, W, {channels}]. Write x[..., None] for images "
             "without a channel axis, x[None] for a single one."
         )
+    if jnp.iscomplexobj(x):
+        raise ValueError(f"models.{where}: x is {describe(x)}. Tried: real numbers. Write x.real, or jnp.abs(x).")
     if x.shape[-1] != channels:
         first = " The channels lie first: write jnp.moveaxis(x, 1, -1)." if x.shape[1] == channels else ""
         raise ValueError(

@@ -8,6 +8,7 @@ import pytest
 
 from jaxnn import models
 from jaxnn.models import layers
+from jaxnn.models.attention import attention
 from jaxnn.train.command import _OURS
 
 KEY = jax.random.key(0)
@@ -76,6 +77,11 @@ def generate(prompt=b"\1", model=None, params=None, **changes):
     return models.generate(
         model or gpt(), {} if params is None else params, prompt, **{"steps": 2, "key": KEY} | changes
     )
+
+
+def attend(**given):
+    q = floats(2, 4, 2, 4)
+    return jax.eval_shape(lambda: attention(q, q, q, causal=True, **given))
 
 
 LORA = models.LoRA(where="qkv", rank=2)
@@ -165,6 +171,34 @@ CASES = {
         r"kept has float32\[4, 5\] for 'qkv/kernel' float32\[4, 6\]",
     ),
     "lora, nothing kept": (lambda: models.unmerge_lora(PARAMS, None), "Tried: what merge_lora gave second"),
+    "attention, a mask that is none": (lambda: attend(mask="x"), r"mask is str 'x', no array\. Tried: \[2, 4\]"),
+    "attention, slopes as a list": (lambda: attend(alibi=[0.5, 0.25]), r"alibi is list .*no array\. Tried: \[2\]"),
+    "attention, a bias that is none": (lambda: attend(bias=3), "bias is int 3, no array"),
+    "attention, offsets that are none": (lambda: attend(relative={}), "relative is dict .*no array"),
+    "attention, half a window": (lambda: attend(window=1.5), r"window=1\.5\. Tried: an integer of at least 1"),
+    "attention, windows": (lambda: attend(window=ints(2)), r"window=.*Tried: an integer of at least 1"),
+    "attention, a form's number": (lambda: attend(form=ints(2)), r"form=array.*Tried: plain"),
+    "attention, a rate as text": (lambda: attend(dropout="x", key=KEY), r"dropout='x'.*Tried: a rate in \[0, 1\)"),
+    "attention, a rate for each": (lambda: attend(dropout=floats(2), key=KEY), r"dropout=.*Tried: a rate in \[0, 1\)"),
+    "rnn, lengths as a list": (
+        lambda: init(models.RNN(models.GRUCell(4)), floats(2, 3, 4), [1, 2]),
+        r"RNN: lengths is list \[1, 2\], no array\. Tried: \[B\]",
+    ),
+    "rnn, half a length": (
+        lambda: init(models.RNN(models.GRUCell(4)), floats(2, 3, 4), floats(2)),
+        r"RNN: lengths float32\[2\] for 2 examples of 3 positions\. Tried: \[B\], integers",
+    ),
+    "rnn, a text that says what counts": (
+        lambda: init(models.RNN(models.GRUCell(4)), floats(2, 3, 4), valid="x"),
+        r"RNN: valid is str 'x', no array\. Tried: \[B, T\]",
+    ),
+    "bert, one type": (lambda: init(bert(), ints(2, 4), types=0), r"types is int 0, no array\. Tried: \[B, T\]"),
+    "bert, one place": (lambda: init(bert(head="mlm"), ints(2, 4), places=0), "places is int 0, no array"),
+    "cnn, too small": (
+        lambda: init(models.CNN((4, 4)), floats(2, 9, 12, 3)),
+        r"CNN: x is float32\[2, 9, 12, 3\]\. Tried: at least 10 pixels a side",
+    ),
+    "cnn, no channels": (lambda: init(models.CNN((4,)), floats(2, 8, 8, 0)), r"CNN: x is float32\[2, 8, 8, 0\]"),
     "generate, no parameters": (generate, "generate: the parameters are not this model's"),
     "generate, variables": (lambda: generate(params={"params": {}}), "parameters are not this model's"),
     "generate, a BERT": (lambda: generate(model=bert()), "generate: model is BERT. Tried: models.GPT"),
@@ -197,6 +231,13 @@ CASES = {
 }
 CASES |= {
     f"{name}, a list": (lambda family=family: init(family(), [[[[1.0]]]]), r"no array. Tried: \[B, H, W, ")
+    for name, family in IMAGES.items()
+}
+CASES |= {
+    f"{name}, complex images": (
+        lambda family=family: init(family(), np.ones((2, 8, 8, 3), np.complex64)),
+        r"x is complex64\[2, 8, 8, 3\]\. Tried: real numbers",
+    )
     for name, family in IMAGES.items()
 }
 

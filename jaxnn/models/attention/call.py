@@ -1,5 +1,6 @@
 """The one function that models call, and the choice of its form."""
 
+from numbers import Integral
 from typing import Any, Literal
 
 import jax
@@ -9,6 +10,7 @@ from jaxnn import rng
 from jaxnn.models.attention import plain
 from jaxnn.models.attention.linear import linear
 from jaxnn.models.attention.rules import Given, Rules, allowed, default_scale, distance_bias, relative_bias, span
+from jaxnn.models.given import check_array
 from jaxnn.models.products import operand_dtype
 from jaxnn.tree import describe
 from jaxnn.typing import Array
@@ -84,6 +86,8 @@ def attention(
         2022, arXiv:2108.12409 (ALiBi).
     """
     _check(q, k, v, causal, segment, key_segment, mask, window, alibi, bias, relative, form)
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise ValueError(f"attention.attention: dropout={dropout!r}. Tried: a rate in [0, 1). Write 0.1, say.")
     if segment is not None and key_segment is None:
         key_segment = segment
     scale = default_scale(q.shape[-1]) if scale is None else float(scale)
@@ -97,7 +101,7 @@ def attention(
         whole = relative_bias(relative, 0, 0, q.shape[1], k.shape[1])[None]
         bias, relative = whole if bias is None else bias + whole, None
     if dropout:
-        if form not in (None, "plain") or not 0 <= dropout < 1 or key is None:
+        if form not in (None, "plain") or key is None:
             raise ValueError(
                 f"attention.attention: dropout={dropout!r}, form={form!r}, key={'None' if key is None else 'given'}. "
                 f"Tried: a rate in [0, 1) and a key, in the form 'plain'. Write form=None and key=KEY, or dropout=0."
@@ -193,23 +197,30 @@ def _check(
         "alibi": (alibi, (heads,)),
     }
     for name, (array, shape) in wanted.items():
+        if array is not None:
+            check_array("attention", name, array, f"{list(shape)}")
         if array is not None and tuple(array.shape) != shape:
             raise ValueError(f"{given}, {name} {describe(array)}. Tried: {list(shape)}. Write {name} in that shape.")
     if key_segment is not None and segment is None:
         raise ValueError(f"{given}: key_segment without segment. Tried: both. Give the queries' documents too.")
     if bias is not None:
+        check_array("attention", "bias", bias, "[B, H, T, S]")
         fits = bias.ndim == 4 and bias.shape[0] in (1, batch) and bias.shape[1] in (1, heads)
         if not fits or bias.shape[2:] != (queries, keys):
             raise ValueError(
                 f"{given}, bias {describe(bias)}. Tried: [1 or {batch}, 1 or {heads}, {queries}, {keys}]. "
                 f"Write it in that shape."
             )
+    if relative is not None:
+        check_array("attention", "relative", relative, "[H, 2 R + 1]")
     if relative is not None and (relative.ndim != 2 or relative.shape[0] != heads or relative.shape[1] % 2 == 0):
         raise ValueError(
             f"{given}, relative {describe(relative)}. Tried: [{heads}, 2 R + 1], from R places before a query to R "
             f"after it. Write it in that shape."
         )
-    if window is not None and window < 1:
-        raise ValueError(f"{given}, window={window}. Tried: at least 1, the query's own position. Write None for all.")
-    if form is not None and form not in FORMS:
+    if window is not None and (not isinstance(window, Integral) or window < 1):
+        raise ValueError(
+            f"{given}, window={window}. Tried: an integer of at least 1, the query's own position. Write None for all."
+        )
+    if form is not None and (not isinstance(form, str) or form not in FORMS):
         raise ValueError(f"{given}, form={form!r}. Tried: {', '.join(FORMS)}. Write one of them, or None.")
