@@ -5,8 +5,6 @@ python -m experiments.data_parallel --strategies replicate zero3 --devices 1 4 -
 """
 
 import dataclasses
-import json
-import sys
 from collections import Counter
 from typing import Any
 
@@ -18,8 +16,7 @@ from jaxnn import cost, data, losses, models, parallel, report, train
 from jaxnn.core.state import complete
 from jaxnn.core.step import make_step
 from jaxnn.data import host_batch
-from jaxnn.runs import RunFolder, Section
-from jaxnn.runs.environment import usage
+from jaxnn.runs import Section
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +75,7 @@ def trained(name: str, devices: int, setup: train.Setup, cfg: Config) -> dict[st
         values.append(float(loss.sum / loss.weight))
     sends = [[c.kind, "x".join(c.axes or ()), c.count * c.trip, c.total_bytes] for c in found]
     keeps["temporaries"] = memory.temporaries if memory else 0
-    return {"strategy": name, "devices": devices, "losses": values, "keeps": keeps, "sends": sends}
+    return {"losses": values, "keeps": keeps, "sends": sends}
 
 
 # ---- the report
@@ -136,42 +133,23 @@ def sections(runs: list[dict[str, Any]], cells: list[list[Any]]) -> list[Section
 # ---- all of it
 
 
-def opened(cfg: Config) -> RunFolder:
-    """The folder of the runs: a new one, or with `resume` one of the same settings; others are refused."""
-    settings = {name: value for name, value in dataclasses.asdict(cfg).items() if name not in ("out", "resume")}
-    path = train.run_folder("data_parallel", cfg.out, cfg.resume)
-    folder = RunFolder.open(path) if cfg.resume else RunFolder.create(path, {"config": settings})
-    folder.check_config({"config": settings}, free=("config.strategies", "config.devices"))
-    folder.update_config({"config": settings})
-    folder.journal.append("resume" if cfg.resume else "start", 0, **usage())
-    return folder
-
-
 def main(cfg: Config) -> list[dict[str, Any]]:
     """Trains what is missing, writes `report.html` and `card.md`; gives the runs."""
     parallel.force_host_devices(max(cfg.devices))  # an accelerator's devices are what they are
     parallel.compilation_cache()
     counts = [n for n in cfg.devices if 1 < n <= len(jax.devices())] or [1]
     names = [name for name in cfg.strategies if name != "single" and (max(counts) > 1 or name != "fsdp_tensor")]
-    folder, setup = opened(cfg), build(cfg)
-    file = folder.path / "runs.jsonl"
-    runs = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    try:
+    free, setup = ("strategies", "devices"), build(cfg)
+    with train.Study("data_parallel", dataclasses.asdict(cfg), free=free, out=cfg.out, resume=cfg.resume) as study:
         for name, n in [("single", 1), *((name, n) for n in counts for name in names)]:
-            if (name, n) not in {(run["strategy"], run["devices"]) for run in runs}:
-                runs.append(trained(name, n, setup, cfg))
-                file.write_text("".join(json.dumps(run) + "\n" for run in runs))
-                folder.journal.append("trained", cfg.steps, strategy=name, devices=n, **usage())
-                print("  ".join(map(str, row(runs[-1], runs[0]))), flush=True)
-    except KeyboardInterrupt:
-        out = folder.path
-        sys.exit(f"stopped; go on: python -m experiments.data_parallel --out {out} --resume, with the same settings")
-    cells = [row(run, runs[0]) for run in runs]
-    print(report.text_table(cells, HEADERS))
-    folder.journal.append("end", cfg.steps, stopped=None, **usage())
-    params, _ = jax.eval_shape(setup.task.init, jax.random.key(0), setup.data.take(np.arange(cfg.batch)))
-    found = {f"{run['strategy']} on {run['devices']}, last loss": run["losses"][-1] for run in runs}
-    train.conclude_folder(folder, found, params, cfg.steps, *sections(runs, cells))
+            run = study.once({"strategy": name, "devices": n}, lambda name=name, n=n: trained(name, n, setup, cfg))
+            print("  ".join(map(str, row(run, study.parts[0]))), flush=True)
+        runs = study.parts
+        cells = [row(run, runs[0]) for run in runs]
+        print(report.text_table(cells, HEADERS))
+        params, _ = jax.eval_shape(setup.task.init, jax.random.key(0), setup.data.take(np.arange(cfg.batch)))
+        found = {f"{run['strategy']} on {run['devices']}, last loss": run["losses"][-1] for run in runs}
+        study.conclude(found, params, cfg.steps, *sections(runs, cells))
     return runs
 
 

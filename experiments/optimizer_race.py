@@ -5,7 +5,7 @@ python -m experiments.optimizer_race --steps 1000 --seeds 0 1 2 --optimizers all
 """
 
 import dataclasses
-import json
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,8 +16,7 @@ import optax
 
 from jaxnn import bench, data, losses, models, optim, parallel, report, train, tree
 from jaxnn.core.step import make_step
-from jaxnn.runs import RunFolder, Section
-from jaxnn.runs.environment import usage
+from jaxnn.runs import Section
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +86,7 @@ def setup(name: str, cfg: Config) -> train.Setup:
 def heat(name: str, seed: int, cfg: Config, out: Path) -> dict[str, Any]:
     """Held-out loss of every rate over the steps, in bits a byte: {"steps": [N], "bits": [rates][N]}."""
     made = setup(name, cfg)
-    folder = out / "heats" / f"{name.replace(' ', '_').replace(',', '')}-{seed}"
+    print(f"---- {name}, seed {seed}, {len(cfg.multipliers)} rates", flush=True)
     run = train.fit(
         made.task,
         made.tx,
@@ -100,29 +99,28 @@ def heat(name: str, seed: int, cfg: Config, out: Path) -> dict[str, Any]:
         population=optim.members(lr_multiplier=cfg.multipliers),
         strategy=parallel.by_name(cfg.strategy, cfg.devices, models.gpt.RULES),
         log=train.Log(every=max(1, cfg.steps // 50)),
-        out=folder,
-        resume=folder.exists(),
+        out=out / f"{name.replace(' ', '_').replace(',', '')}-{seed}",
+        resume="auto",
     )
     lines = [run.member(i).column("val_loss") for i in range(len(cfg.multipliers))]
-    bits = [(np.asarray(values) / np.log(2)).tolist() for _, values in lines]
-    return {"optimizer": name, "seed": seed, "steps": lines[0][0], "bits": bits}
+    return {"steps": lines[0][0], "bits": [(np.asarray(values) / np.log(2)).tolist() for _, values in lines]}
 
 
-def cost_of_steps(names: tuple[str, ...], cfg: Config) -> dict[str, tuple[str, float]]:
-    """Each optimizer's time a step against AdamW's, measured in turns, and its state's bytes a parameter."""
-    cases, bytes_each = {}, {}
+def cost_of_steps(names: tuple[str, ...], cfg: Config) -> dict[str, list[Any]]:
+    """Of each optimizer: a step's time against AdamW's, measured in turns, and its MB; the state's bytes a weight."""
+    cases, state_bytes = {}, {}
     for name in dict.fromkeys(("adamw", *names)):
         made = setup(name, cfg)
         batch = made.data.take(np.arange(cfg.batch))
         state = train.init_state(made.task, made.tx, batch, strategy=parallel.single())
-        bytes_each[name] = tree.nbytes(state.opt_state) / tree.size(state.params)
-        step = make_step(made.task, made.tx, parallel.single())
+        state_bytes[name] = tree.nbytes(state.opt_state) / tree.size(state.params)
         full = jax.device_put({**batch, "mask": np.ones(cfg.batch, np.float32), "index": np.arange(cfg.batch)})
-        cases[name] = bench.Case(name, step, (state, full))
+        cases[name] = bench.Case(name, make_step(made.task, made.tx, parallel.single()), (state, full))
     found = bench.compare(cases, max_seconds=cfg.time_s * len(cases), tolerance=0.5)
     shown = {name: row.estimate for name, row in found.rows.items()}
     ratios = {n: f"{e.ratio:.2f} [{e.interval.low:.2f}, {e.interval.high:.2f}]" for n, e in shown.items()}
-    return {name: (ratios.get(name, "1"), bytes_each[name]) for name in names}
+    peaks = {n: m.work.memory.peak / 1e6 if m.work.memory else None for n, m in found.measurements.items()}
+    return {name: [ratios.get(name, "1"), peaks[name], state_bytes[name]] for name in names}
 
 
 class Row(NamedTuple):
@@ -150,10 +148,11 @@ def ranked(heats: list[dict[str, Any]], cfg: Config) -> list[Row]:
     return sorted(rows, key=lambda row: row.last.mean())
 
 
-HEADERS = ["optimizer", "bits a byte", "spread", "best rate", "steps to AdamW's", "time / AdamW's", "state B/param"]
+HEADERS = ["optimizer", "bits a byte", "spread", "best rate", "steps to AdamW's"]
+HEADERS += ["time / AdamW's", "MB a step", "state B/param"]
 
 
-def table(rows: list[Row], costs: Mapping[str, tuple[str, float]], cfg: Config) -> list[list[Any]]:
+def table(rows: list[Row], costs: Mapping[str, list[Any]], cfg: Config) -> list[list[Any]]:
     """The ranking as cells; among them the step at which an optimizer is where AdamW ends."""
     cells = []
     bound = next((float(row.last.mean()) for row in rows if row.optimizer == "adamw"), -np.inf)
@@ -161,7 +160,7 @@ def table(rows: list[Row], costs: Mapping[str, tuple[str, float]], cfg: Config) 
         there = next((step for step, bits in zip(row.steps, row.curve) if bits <= bound), None)
         spread = f"± {row.last.std(ddof=1):.4f}" if len(cfg.seeds) > 1 else "one seed"
         rate = f"{row.rate:.2g}{' (edge of the sweep)' if row.edge else ''}"
-        known = costs.get(row.optimizer, ("", None))
+        known = costs.get(row.optimizer, ["", None, None])
         cells.append([row.optimizer, f"{row.last.mean():.4f}", spread, rate, there, *known])
     return cells
 
@@ -169,8 +168,10 @@ def table(rows: list[Row], costs: Mapping[str, tuple[str, float]], cfg: Config) 
 def sections(rows: list[Row], cells: list[list[Any]], cfg: Config) -> list[Section]:
     """The table, the curves and the sweeps."""
     said = f"Bits a byte of held-out files after {cfg.steps} steps, the mean over seeds {list(cfg.seeds)} at the rate "
-    said += "where it is lowest; ± is the standard deviation. The state's bytes are those of its arrays."
-    said += " Times of a step were measured in turns, with their 95 % intervals." if cfg.time_s else ""
+    said += "where it is lowest; ± is the standard deviation. "
+    if cfg.time_s:
+        said += "Times of a step were measured in turns, with their 95 % intervals; its MB are what XLA plans for "
+        said += "arguments, results and all between, parameters and state donated; the state's bytes are its arrays'."
     curves = {row.optimizer: row.curve for row in rows[:8]}
     sweeps = {row.optimizer: np.where(np.isfinite(row.sweep), row.sweep, np.nan) for row in rows[:8]}
     lines = report.curve(rows[0].steps, curves, "at its best rate", "step", "bits a byte", logy=True)
@@ -185,19 +186,6 @@ def sections(rows: list[Row], cells: list[list[Any]], cfg: Config) -> list[Secti
 # ---- all of it
 
 
-def opened(cfg: Config, names: tuple[str, ...]) -> RunFolder:
-    """The race's folder: a new one, or one with the same settings; who races and how often may change."""
-    settings = {name: value for name, value in dataclasses.asdict(cfg).items() if name not in ("out", "resume")}
-    config = {"config": {**settings, "optimizers": names}}
-    path = train.run_folder("optimizer_race", cfg.out, cfg.resume)
-    goes_on = (path / "config.json").exists()
-    folder = RunFolder.open(path) if goes_on else RunFolder.create(path, config)
-    folder.check_config(config, [f"config.{n}" for n in ("optimizers", "seeds", "time_s", "strategy", "devices")])
-    folder.update_config(config)
-    folder.journal.append("resume" if goes_on else "start", 0, **usage())
-    return folder
-
-
 def main(cfg: Config) -> list[Row]:
     """Runs the heats that are missing, measures the steps, writes `report.html` and `card.md`; gives the ranking."""
     parallel.compilation_cache()
@@ -205,25 +193,19 @@ def main(cfg: Config) -> list[Row]:
     names = tuple(RACERS) if cfg.optimizers == ("all",) else cfg.optimizers
     if unknown := [name for name in names if name not in RACERS]:
         raise ValueError(f"train.optimizer_race: no racer {unknown[0]!r}. There are {list(RACERS)}, or all.")
-    folder = opened(cfg, names)
-    file = folder.path / "heats.jsonl"
-    heats = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    for seed in cfg.seeds:
-        for name in names:
-            if not any((h["optimizer"], h["seed"]) == (name, seed) for h in heats):
-                print(f"---- {name}, seed {seed}, {len(cfg.multipliers)} rates", flush=True)
-                heats.append(heat(name, seed, cfg, folder.path))
-                file.write_text("".join(json.dumps(h) + "\n" for h in heats))
-                folder.journal.append("heat", cfg.steps, optimizer=name, seed=seed, **usage())
-    rows = ranked(heats, cfg)
-    costs = cost_of_steps(names, cfg) if cfg.time_s and len(rows) > 1 else {}
-    cells = table(rows, costs, cfg)
-    print(report.text_table(cells, HEADERS))
-    folder.journal.append("end", cfg.steps, stopped=None, **usage())
-    made = setup(names[0], cfg)
-    params, _ = jax.eval_shape(made.task.init, jax.random.key(0), made.data.take(np.arange(cfg.batch)))
-    found = {f"{row.optimizer}, bits a byte": float(row.last.mean()) for row in rows}
-    train.conclude_folder(folder, found, params, cfg.steps, *sections(rows, cells, cfg))
+    free = ("optimizers", "seeds", "time_s", "strategy", "devices")
+    with train.Study("optimizer_race", dataclasses.asdict(cfg), free=free, out=cfg.out, resume=cfg.resume) as study:
+        for seed, name in itertools.product(cfg.seeds, names):
+            key = {"optimizer": name, "seed": seed}
+            study.once(key, lambda key=key: heat(key["optimizer"], key["seed"], cfg, study.folder.path / "heats"))
+        rows = ranked(study.parts, cfg)
+        costs = cost_of_steps(names, cfg) if cfg.time_s and len(rows) > 1 else {}
+        cells = table(rows, costs, cfg)
+        print(report.text_table(cells, HEADERS))
+        made = setup(names[0], cfg)
+        params, _ = jax.eval_shape(made.task.init, jax.random.key(0), made.data.take(np.arange(cfg.batch)))
+        found = {f"{row.optimizer}, bits a byte": float(row.last.mean()) for row in rows}
+        study.conclude(found, params, cfg.steps, *sections(rows, cells, cfg))
     return rows
 
 

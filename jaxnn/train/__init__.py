@@ -21,7 +21,6 @@ from jaxnn.core import (
 from jaxnn.train.command import (
     command as command,
     conclude as conclude,
-    conclude_folder as conclude_folder,
     run_folder as run_folder,
     span as span,
 )
@@ -52,4 +51,5 @@ from jaxnn.train.run import (
     Run as Run,
     Setup as Setup,
 )
+from jaxnn.train.study import Study as Study
 from jaxnn.train.summary import summary as summary

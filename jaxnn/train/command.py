@@ -86,11 +86,10 @@ def conclude(run: Run, result: Mapping[str, float], *sections: Section) -> dict[
 def conclude_folder(
     folder: RunFolder, result: Mapping[str, float], params: PyTree, step: int, *sections: Section
 ) -> None:
-    """What `conclude` writes, for an experiment of many runs that has a folder of its own: `report.html`, `result.json`
-    and `card.md`.
+    """What `conclude` writes, of a run or of a study: `report.html`, `result.json` and `card.md`.
 
     Args:
-        folder: Made with `{"config": settings}`; its journal has a "start", and an "end" or none.
+        folder: Of the run, or of the study, whose config is `{"config": settings}`.
         result: Name -> value.
         params: The parameters, or their shapes: the card tells how many.
         step: The last step that the experiment took.
@@ -130,9 +129,9 @@ def command(main: Callable[[Any], Any], config: type, argv: list[str] | None = N
         if parallel.process_index() != 0:
             sys.exit(128 + interrupted.signal)
         print(f"\n{interrupted}", file=sys.stderr)
-        if interrupted.run.folder is not None and hasattr(settings, "resume") and hasattr(settings, "out"):
+        if interrupted.folder is not None and hasattr(settings, "resume") and hasattr(settings, "out"):
             given = sys.argv[1:] if argv is None else argv
-            print(f"Go on: {_go_on(given, interrupted.run.folder.path)}", file=sys.stderr)
+            print(f"Go on: {_go_on(given, interrupted.folder.path)}", file=sys.stderr)
         sys.exit(128 + interrupted.signal)
     except (TypeError, ValueError) as error:
         if not _OURS.match(str(error)):

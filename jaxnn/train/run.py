@@ -147,12 +147,18 @@ class Run:
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was asked to stop, by Ctrl-C or SIGTERM; it has saved and closed its files. `run` is what it had come
-    to."""
+    """A run was asked to stop, by Ctrl-C or SIGTERM; it has saved and closed its files.
 
-    def __init__(self, message: str, run: Run, signal: int):
+    Attributes:
+        run: What it had come to; None if a study was stopped between the runs of its parts.
+        signal: Its number.
+        folder: To go on with: the run's, or that of the study which the run was a part of; None without one.
+    """
+
+    def __init__(self, message: str, run: Run | None, signal: int, folder: RunFolder | None = None):
         super().__init__(message)
         self.run, self.signal = run, signal
+        self.folder = run.folder if folder is None and run is not None else folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

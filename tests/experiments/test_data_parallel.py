@@ -36,7 +36,7 @@ def test_two_strategies_and_a_resumption(tmp_path, monkeypatch):
 def test_other_settings_or_a_run_that_is_there_are_refused(tmp_path, monkeypatch):
     def trained(name, devices, setup, cfg):
         keeps = {"parameters": 0, "optimizer": 0, "temporaries": 0}
-        return {"strategy": name, "devices": devices, "losses": [1.0], "keeps": keeps, "sends": []}
+        return {"losses": [1.0], "keeps": keeps, "sends": []}
 
     monkeypatch.setattr(data_parallel, "trained", trained)
     out = str(tmp_path / "run")

@@ -8,9 +8,10 @@ import statistics
 import numpy as np
 import pytest
 
-from jaxnn import report, runs, train
+from jaxnn import report, runs
 from jaxnn.runs import card as card_module, result as result_module
 from jaxnn.runs.card import spread
+from jaxnn.train.command import conclude_folder
 
 PARAMS = {"w": np.zeros((3, 2), np.float32)}
 ENVIRONMENT = {
@@ -286,11 +287,11 @@ def test_a_run_ends_beside_a_card_that_somebody_wrote(tmp_path, blank, capsys):
     mine = folder.path / "card.md"
     mine.write_text("# Notes\n")
     for loss in (0.5, 0.25):  # the run's own is replaced
-        train.conclude_folder(folder, {"loss": loss}, PARAMS, 8)
+        conclude_folder(folder, {"loss": loss}, PARAMS, 8)
     assert mine.read_text() == "# Notes\n"
     assert "0.25" in (folder.path / "card_2.md").read_text()
     assert not (folder.path / "card_3.md").exists()
     assert "card_2.md (the card.md that is there is none of jaxnn's, and stays)" in capsys.readouterr().out
     mine.unlink()
-    train.conclude_folder(folder, {"loss": 0.25}, PARAMS, 8)
+    conclude_folder(folder, {"loss": 0.25}, PARAMS, 8)
     assert "0.25" in mine.read_text()
