@@ -138,3 +138,27 @@ def test_a_study_that_is_killed_keeps_its_parts(tmp_path):
         command, capture_output=True, text=True, check=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}
     )
     assert done.stdout.split() == [str(first.pid), "1"]
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_job_do_every_part_and_one_of_them_writes(tmp_path):
+    code = """
+        import sys
+        from jaxnn import parallel, train
+        parallel.initialize()
+        with train.Study("job", {}, out=sys.argv[1], resume="auto") as it:
+            for part in range(int(sys.argv[2])):
+                it.once({"part": part}, lambda: {"process": parallel.process_index()})
+            print([row["process"] for row in it.parts], flush=True)
+            it.conclude({"loss": 1.0}, {}, 1)
+    """
+    (tmp_path / "job.py").write_text(textwrap.dedent(code))
+    job = [sys.executable, "-m", "jaxnn", "launch", "--processes", "2", "--", sys.executable, str(tmp_path / "job.py")]
+    said = []
+    for parts in ("1", "2"):
+        command = [*job, str(tmp_path / "s"), parts]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=240)
+        said.append({line for line in done.stdout.splitlines() if line.endswith("]")})
+    # One that was made is each process's own; one that was kept is what process 0 had found.
+    assert said == [{"[0] [0]", "[1] [1]"}, {"[0] [0, 0]", "[1] [0, 1]"}]
+    assert [json.loads(line)["process"] for line in (tmp_path / "s" / "parts.jsonl").read_text().splitlines()] == [0, 0]
