@@ -121,9 +121,11 @@ def test_a_mask_of_the_wrong_structure():
     with pytest.raises(TypeError, match=r"is no predicate. Write optim.role"):
         optim.decay(0.1, where=mask)
     tx = optim.stages(adam=optax.masked(optax.scale_by_adam(), mask), lr=optim.scale_by_lr(1.0))
-    with pytest.raises(ValueError, match=r"(?i)mask|dict|key|structure") as caught:
+    with pytest.raises(
+        ValueError,
+        match=r"optim.stable: optax.masked fails on the parameters \['embedding', .*differs in .*bias.*Give one of",
+    ):
         tx.init(PARAMS)
-    assert "optim: optax.masked fails on the parameters" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize(

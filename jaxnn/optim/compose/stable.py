@@ -24,6 +24,10 @@ def stable(tx: optax.GradientTransformation) -> optax.GradientTransformationExtr
 
     Args:
         tx: Any optax gradient transformation; ours are given back as they are.
+
+    Raises:
+        TypeError: At init, if it fails so: naming the parameters.
+        ValueError: Likewise; a tree in it (a mask, labels) of another structure than theirs.
     """
     inner = check("optim.stable", "tx", tx)
     if isinstance(inner, Transformation):
@@ -32,10 +36,14 @@ def stable(tx: optax.GradientTransformation) -> optax.GradientTransformationExtr
     def init(params: PyTree) -> PyTree:
         try:
             state = inner.init(wide(params))
+        except jax.errors.JAXTypeError:  # it looks at values, and is being traced
+            raise
         except (TypeError, ValueError) as error:
             paths = list(tree.leaves_by_path(params))
-            error.add_note(f"optim: {label(tx)} fails on the parameters {paths[:6]}{' ...' if len(paths) > 6 else ''}")
-            raise
+            raise type(error)(
+                f"optim.stable: {label(tx)} fails on the parameters {paths[:6]}{' ...' if len(paths) > 6 else ''}: "
+                f"{_why(error)}"
+            ) from error
         return jax.tree.map(_strong, state)
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any) -> tuple[PyTree, PyTree]:
@@ -44,6 +52,16 @@ def stable(tx: optax.GradientTransformation) -> optax.GradientTransformationExtr
 
     tried = functools.cache(lambda: probe.descends(optax.GradientTransformationExtraArgs(init, update)))
     return Transformation(init, update, name=label(tx), facts={"opaque": True, "tried": tried})
+
+
+def _why(error: Exception) -> str:
+    """An error in a line; of a tree that does not fit, where."""
+    text = " ".join(str(error).split())
+    if "pytree" not in text:
+        return text
+    _, _, keys = text.partition("symmetric difference on key sets is ")
+    found = f"a tree in it (a mask, labels) differs in {keys}" if keys else text.rstrip(".")
+    return f"{found}. Give one of their structure, or a function of the parameters."
 
 
 def wide(values: PyTree) -> PyTree:

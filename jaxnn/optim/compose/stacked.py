@@ -61,9 +61,10 @@ def stacked(tx: optax.GradientTransformation) -> Transformation:
 
     Raises:
         TypeError: If `tx` is no gradient transformation.
-        ValueError: At init, if `tx` averages parameters, if a part of optax is seen to update a stack otherwise than
-            its layers (tried on small ones), if leaves that would be one have different roles, or two have one path;
-            at trace time, if leaves that are one have different multipliers of a rate or decay inside.
+        ValueError: At init, if `tx` fails on the stacks (a mask of the leaves), averages parameters, or a part of optax
+            is seen to update a stack otherwise than its layers (tried on small ones), if leaves that would be one have
+            different roles, or two have one path; at trace time, if leaves that are one have different multipliers of a
+            rate or decay inside.
     """
     where = "optim.stacked"
     inner = inner_of(where, tx)
@@ -85,8 +86,15 @@ def stacked(tx: optax.GradientTransformation) -> Transformation:
                 "or its norm, or with noise. Leave it outside, optim.stages(first=..., adam=optim.stacked(...), ...), "
                 "or take the library's own rule, which knows stacks (optim.NAME, optim.groups, optim.decay(where=...))."
             )
-        with stacks.declared():
-            state = inner.init(stacks.join(params))
+        try:
+            with stacks.declared():
+                state = inner.init(stacks.join(params))
+        except ValueError as error:
+            raise ValueError(
+                f"{where}: {label(inner)} fails on the stacks {stacks.names[:6]}{' ...' if stacks.names[6:] else ''}: "
+                f"{error} What it holds of masks, labels and paths is for the stacks: ask by role, rank or a path "
+                "without numbers, or put it around: optax.masked(optim.stacked(...), mask)."
+            ) from error
         averages = [node for node in jax.tree.leaves(state, is_leaf=_averages) if _averages(node)]
         if averages:
             raise ValueError(

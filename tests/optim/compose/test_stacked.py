@@ -225,6 +225,28 @@ def test_what_takes_a_stack_for_one_layer_is_refused(part):
     optim.stacked(part()).init({"a": jnp.ones(3), "b": jnp.ones((3, 2))})  # no stack
 
 
+MASK = {"a_1": True, "a_2": True, "b": False}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: optax.masked(optax.adam(1e-2), MASK),
+        lambda: optim.stages(adam=optax.masked(optax.scale_by_adam(), MASK), lr=optim.scale_by_lr(1e-2)),
+        lambda: optax.partition({"x": optax.sgd(1e-2)}, dict.fromkeys(MASK, "x")),
+        lambda: optim.adamw(1e-2, where=optim.by_mask(MASK)),
+        lambda: optim.groups(a=(optim.path("a_1"), optim.sgd(1e-2)), b=(optim.path("^b"), optim.sgd(1e-2))),
+    ],
+)
+def test_masks_and_paths_of_the_leaves_do_not_fit_their_stacks(make):
+    params = {"a_1": jnp.ones(3), "a_2": jnp.ones(3), "b": jnp.ones(3)}
+    with pytest.raises(
+        ValueError, match=r"^optim\.stacked: .* fails on the stacks \['a', 'b'\].*around: optax.masked\("
+    ):
+        optim.stacked(make()).init(params)
+    optax.masked(optim.stacked(optim.adam(1e-2)), MASK).init(params)
+
+
 @pytest.mark.slow
 def test_what_is_optaxs_and_treats_elements_alone_is_stacked():
     params = parameters()
