@@ -73,7 +73,7 @@ def init_state(
     *,
     seed: int = 0,
     strategy: Strategy,
-    given: Callable[[Params], Params] | None = None,
+    given: Callable[[Params, ModelState], tuple[Params, ModelState]] | None = None,
 ) -> State:
     """The first state of a run, placed as the strategy wants it. The same values under every strategy.
 
@@ -83,7 +83,7 @@ def init_state(
         batch: An example batch (its shapes and dtypes matter, its values only to data-dependent initialisers).
         seed: From 0 to 2**32 - 1; the run's only source of randomness.
         strategy: Where the state lives.
-        given: Takes the first parameters and gives those to begin with.
+        given: Takes the first parameters and model state and gives those to begin with.
 
     Raises:
         TypeError: If the seed is no integer.
@@ -92,7 +92,8 @@ def init_state(
     batch = complete(batch)
     key = rng.seed_key(seed)
     params, model_state = init_variables(task, key, batch)
-    params = params if given is None else given(params)
+    if given is not None:
+        params, model_state = given(params, model_state)
     with tree.declaring(lambda: roles(task, batch)):
         opt_state = _optimizer_state(tx, params)
         zero = np.zeros((), np.int32)

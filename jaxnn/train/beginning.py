@@ -1,40 +1,58 @@
-"""The beginning of a run from parameters that there are, `fit(..., init_from=)`, and what its journal says of it."""
+"""The beginning of a run from variables that there are, `fit(..., init_from=)`, and what its journal says of it."""
 
 import os
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxnn import tree
 from jaxnn.core import State
 from jaxnn.runs import reading, stored
-from jaxnn.typing import Params, Source
+from jaxnn.typing import ModelState, Params, PyTree, Source
 
 _SAID = 300  # characters of a source
 
 
-def given_params(where: str, init_from: Any) -> Params:
-    """The parameters that `init_from` means: those of a tree, a state, a run, or the newest checkpoint of a folder.
+class Beginning(NamedTuple):
+    """What there is to begin with: parameters, and the model's other variables, {} where there are none."""
+
+    params: Params
+    model_state: ModelState
+
+
+def given(where: str, init_from: Any, own: Collection[str]) -> Beginning:
+    """What `init_from` means: a tree, a module's variables, a state, a run, or the newest checkpoint of a folder.
+
+    Args:
+        where: Who asks.
+        init_from: As given to `fit`.
+        own: Top-level entries of the task's parameters: {"params": ..., "batch_stats": ...} are variables where
+            "params" is none of them.
 
     Raises:
         ValueError: If a folder holds no run or no good checkpoint.
     """
     if not isinstance(init_from, (str, os.PathLike)):
-        return getattr(getattr(init_from, "state", init_from), "params", init_from)
+        held = getattr(init_from, "state", init_from)
+        if hasattr(held, "params"):
+            return Beginning(held.params, getattr(held, "model_state", {}))
+        if isinstance(held, Mapping) and "params" in held and "params" not in own:
+            return Beginning(held["params"], {name: value for name, value in held.items() if name != "params"})
+        return Beginning(held, {})
     if not any((Path(init_from) / name).is_file() for name in ("config.json", stored.SEAL)):
         raise ValueError(
             f"{where}: init_from={str(init_from)!r} holds no config.json. Tried: a run's folder, or a "
             f"checkpoint's. Give one, or parameters: models.load(folder)[1] reads weights of others."
         )
-    return _stored_params(where, Path(init_from))
+    return _stored(where, Path(init_from))
 
 
-def _stored_params(where: str, path: Path) -> dict[str, Any]:
-    """The parameters in a checkpoint's folder, or in the newest good one of a run; verified, and nothing is changed."""
+def _stored(where: str, path: Path) -> Beginning:
+    """What is in a checkpoint's folder, or in the newest good one of a run; verified, and nothing is changed."""
     folders = [path]
     if not (path / stored.SEAL).is_file():
         every = path / "checkpoints"
@@ -45,35 +63,42 @@ def _stored_params(where: str, path: Path) -> dict[str, Any]:
         if not (found := stored.verify(folder)):
             arrays, found = reading.read_arrays(folder)
             if not found:
-                params = {k.removeprefix("params/"): v for k, v in arrays.items() if k.startswith("params/")}
-                return {name: value for name, value in params.items() if value.size}
+                parts = [
+                    {k.removeprefix(part): v for k, v in arrays.items() if k.startswith(part) and v.size}
+                    for part in ("params/", "model_state/")
+                ]
+                return Beginning(*parts)
         problems += found[:2]
     why = f" ({'; '.join(problems)})" if problems else ""
     raise ValueError(
         f"{where}: init_from={str(path)!r} holds no good checkpoint{why}. Tried: {len(folders)} of them. Give a "
-        f"run that has saved, or one of its checkpoints."
+        "run that has saved, or one of its checkpoints; a folder of weights is read by "
+        "init_from=models.load(folder)[1]."
     )
 
 
-def check_given(where: str, params: Params, given: Params) -> None:
-    """Refuses parameters that are not the task's: each top-level entry of `given` must be whole and of its shapes.
+def check_given(where: str, params: Params, given: Params, depth: int = 1, advice: str = "") -> None:
+    """Refuses parameters that are not the task's: each entry of `given` must be whole and of its shapes.
 
     Args:
         where: Who asks.
         params: Shapes of the task's.
-        given: By the same paths, top-level entries left out or not.
+        given: By the same paths, entries left out or not.
+        depth: How many parts of a path name an entry: 1, the top level.
+        advice: What else may be done about what the task has not.
 
     Raises:
         ValueError: If a leaf is missing in an entry, unknown or of another shape.
     """
     wanted, found = tree.leaves_by_path(params), tree.leaves_by_path(given)
-    entries = {path.split("/")[0] for path in found}
+    entry_of = lambda path: "/".join(path.split("/")[:depth])  # noqa: E731
+    entries = {entry_of(path) for path in found}
     for path in sorted(wanted.keys() | found.keys()):
-        entry = path.split("/")[0]
+        entry = entry_of(path)
         if path not in wanted:
             raise ValueError(
                 f"{where}: init_from has {path!r} {tree.describe(found[path])}, which the task has not. Tried: its "
-                f"{len(wanted)} parameters. Leave it out, or change the model."
+                f"{len(wanted)} variables. Leave it out, or change the model.{advice}"
             )
         if path in found and tuple(np.shape(found[path])) != tuple(wanted[path].shape):
             raise ValueError(
@@ -87,6 +112,17 @@ def check_given(where: str, params: Params, given: Params) -> None:
             )
 
 
+def check_beginning(where: str, variables: tuple[Params, ModelState], begin: Beginning) -> None:
+    """Refuses what does not belong to a task of these variables' shapes.
+
+    Raises:
+        ValueError: As `check_given`; statistics are an entry a layer.
+    """
+    check_given(where, variables[0], begin.params)
+    advice = " Give its parameters alone: init_from=run.state.params."
+    check_given(where, variables[1], begin.model_state, depth=2, advice=advice)
+
+
 def fingerprint(params: Params, frozen: Callable[[str], bool]) -> str:
     """A checksum of the parameters that never change: 8 hexadecimal digits."""
     crc = 0
@@ -96,8 +132,8 @@ def fingerprint(params: Params, frozen: Callable[[str], bool]) -> str:
     return f"{crc:08x}"
 
 
-def begun_from(params: Params, given: Params) -> Params:
-    """`params`, with the values of `given` where it has them, in the dtypes of `params`."""
+def begun_from(params: PyTree, given: PyTree) -> PyTree:
+    """`params`, or a model's other variables, with the values of `given` where it has them; dtypes stay."""
     found = tree.leaves_by_path(given)
 
     def one(path: str, leaf: Any) -> Any:

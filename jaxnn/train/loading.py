@@ -65,7 +65,8 @@ def load_state(
     if task.frozen is not None:
         params, _ = init_variables(task, rng.seed_key(0), complete(batch))
         if init_from is not None:
-            given = beginning.given_params(where, init_from)
+            own = params.keys() if isinstance(params, Mapping) else ()
+            given = beginning.given(where, init_from, own).params
             beginning.check_given(where, params, given)
             params = beginning.begun_from(params, given)
         state = beginning.with_frozen(state, task.frozen, params)

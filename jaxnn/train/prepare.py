@@ -75,7 +75,7 @@ class Prepared:
         flops: Floating-point operations of a step; NaN where they could not be counted.
         uncounted: Why they could not be; None where they were.
         resume: Whether it goes on with the run in the folder.
-        given: From the parameters drawn to those that the run begins with; None for the same.
+        given: From the parameters and model state drawn to those that the run begins with; None for the same.
         told: What the journal says of its beginning.
     """
 
@@ -105,7 +105,7 @@ class Prepared:
     flops: float
     uncounted: str | None
     resume: bool
-    given: Callable[[Any], Any] | None
+    given: Callable[..., Any] | None
     told: dict[str, Any]
 
     def first_state(self) -> State:
@@ -233,11 +233,11 @@ def prepare(
     batch = host_batch(source, ids(0, 1)[0], length=max(lengths, default=None))
     variables = checks.init_shapes(WHERE, task, batch)
     checks.trainable(WHERE, variables[0])
-    given, source_params = None, None
+    given, begin = None, None
     if init_from is not None:
-        source_params = beginning.given_params(WHERE, init_from)
-        beginning.check_given(WHERE, variables[0], source_params)
-        given = lambda params: beginning.begun_from(params, source_params)  # noqa: E731
+        begin = beginning.given(WHERE, init_from, variables[0].keys() if isinstance(variables[0], Mapping) else ())
+        beginning.check_beginning(WHERE, variables, begin)
+        given = lambda *drawn: tuple(map(beginning.begun_from, drawn, begin))  # noqa: E731
     reported, lookups = checks.loss_shapes(WHERE, task, variables, batch)
     values.within(WHERE, batch, lookups, "the first batch")
     declared = lambda: roles(task, batch)  # noqa: E731
@@ -309,8 +309,8 @@ def prepare(
         } | settings.facts()
         if save.best:
             facts |= {"best": save.best, "best_mode": direction(WHERE, save.best, save.best_mode, "best_mode")}
-        if init_from is not None and task.frozen is not None:
-            facts["init_from"] = beginning.fingerprint(source_params, task.frozen)
+        if begin is not None and task.frozen is not None:
+            facts["init_from"] = beginning.fingerprint(begin.params, task.frozen)
         if lengths:
             facts["lengths"] = counted(source)  # the order depends on them
         if population is not None:

@@ -42,7 +42,7 @@ def test_only_adapters_learn_and_checkpoints_leave_the_base_out(setting, tmp_pat
     assert run.history[-1]["loss"] < 0.9 * run.history[0]["loss"]
     with run.folder.checkpoints() as checkpoints:
         newest = checkpoints.folder / f"{checkpoints.latest():08d}"
-    stored = train.beginning.given_params("test", newest)
+    stored = train.beginning.given("test", newest, ()).params
     assert stored.keys() == {path for path in tree.leaves_by_path(run.state.params) if path.startswith("lora/")}
     # Predictions are those of the merged parameters.
     merged, kept = models.merge_lora(run.state.params["base"], run.state.params["lora"], spec(base))

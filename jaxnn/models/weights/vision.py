@@ -290,8 +290,6 @@ def to_torchvision(module: nn.Module, variables: Mapping[str, Any]) -> dict[str,
     """
     entries, like = _entries("to_torchvision", module)
     given = tree.leaves_by_path(dict(variables))
-    ours = {entry.ours for entry in entries}
-    check_whole("models.to_torchvision", {path: leaf for path, leaf in given.items() if path not in ours})
     result: dict[str, HostArray] = {}
     for entry in entries:
         value, shape = given.get(entry.ours), tuple(like[entry.ours].shape)
@@ -302,4 +300,6 @@ def to_torchvision(module: nn.Module, variables: Mapping[str, Any]) -> dict[str,
             )
         for name, part in zip(entry.theirs, entry.transform.split(np.asarray(value)), strict=True):
             result[name] = np.ascontiguousarray(part)
+    ours = {entry.ours for entry in entries}
+    check_whole("models.to_torchvision", {path: leaf for path, leaf in given.items() if path not in ours})
     return result
