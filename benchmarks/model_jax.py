@@ -72,14 +72,14 @@ def task_of(name: str, family: Family) -> core.Task:
     return core.supervised(module(name, family), losses.cross_entropy)
 
 
-def _noised(params: Any) -> Any:
+def _noised(params: Any, model_state: Any) -> tuple[Any, Any]:
     draw = np.random.default_rng(1)
 
     def leaf(x: Any) -> np.ndarray:
         x = np.asarray(x)
         return x if x.any() else draw.normal(scale=NOISE, size=x.shape).astype(x.dtype)
 
-    return jax.tree.map(leaf, params)
+    return jax.tree.map(leaf, params), model_state
 
 
 def drawn(name: str, family: Family, batch: Mapping[str, Any]) -> State:
