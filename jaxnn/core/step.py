@@ -50,7 +50,8 @@ def make_grad_fn(
     task: Task, settings: Step = PLAIN, *, debug: bool = False
 ) -> Callable[..., tuple[PyTree, Sums, ModelState]]:
     """`grad_fn(params, model_state, batch, key) -> (grads, sums, model_state)` over the caller's examples; never
-    divides. Under a loss scale it takes `Carried` for the model state, and the gradients are times the scale."""
+    divides. Of complex parameters u + i v they are d/du + i d/dv, as optimizers want them. Under a loss scale it takes
+    `Carried` for the model state, and the gradients are times the scale."""
 
     task_loss = settings.loss_of(in_precision(task, settings.precision))
 
@@ -67,6 +68,7 @@ def make_grad_fn(
             return scalar, (sums | layers, loss.model_state)
 
         grads, (sums, new_state) = jax.grad(objective, has_aux=True)(params)
+        grads = jax.tree.map(lambda g: jnp.conj(g) if jnp.iscomplexobj(g) else g, grads)  # what descends
         if scale is not None:
             grads = jax.tree.map(lambda g: g * _divisor(sums["loss"].weight).astype(g.dtype), grads)
         if debug:

@@ -57,6 +57,21 @@ def test_the_gradient_is_that_of_the_objective(name):
     np.testing.assert_allclose(sums["grad_norm"].sum / sums["grad_norm"].weight, norm, rtol=1e-5)
 
 
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_complex_parameter_is_given_the_gradient_that_descends(accumulate):
+    """Of f = mean |x w - y|^2, df/du + i df/dv for w = u + i v: the conjugate of what `jax.grad` gives."""
+    init = lambda key, x: {"w": jnp.full((5, 2), 0.5 - 0.25j, jnp.complex64)}  # noqa: E731
+    squared = lambda outputs, y: jnp.square(jnp.abs(outputs - y))  # noqa: E731
+    task = core.from_functions(init, lambda p, x: x @ p["w"], squared)
+    batch = {"x": X, "y": Y}
+    state = core.init_state(task, optax.sgd(1.0), batch, strategy=parallel.single())
+    w = np.asarray(state.params["w"], np.complex128)
+    step = core.make_train_step(task, optax.sgd(1.0), strategy=parallel.single(), step=core.Step(accumulate=accumulate))
+    new, _ = step(state, batch)
+    expected = 2 * X.T.astype(np.float64) @ (X.astype(np.float64) @ w - Y) / Y.size
+    np.testing.assert_allclose(w - np.asarray(new.params["w"]), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_a_models_gradient_is_that_of_the_closed_form():
     module = models.MLP((8, 2))
     task = core.supervised(module, losses.cross_entropy, penalty=optax.tree.norm)

@@ -32,7 +32,8 @@ def sam(tx: optax.GradientTransformation, rho: float | Schedule = 0.05, *, adapt
 
     e = rho g / ||g||;  adaptive (ASAM): e = rho x^2 g / ||x g||, elementwise
 
-    A second pass over the batch, by the `value_fn` that `fit` and `make_train_step` give.
+    A second pass over the batch, by the `value_fn` that `fit` and `make_train_step` give. Gradients of complex leaves
+    u + i v are d/du + i d/dv, the conjugates of what `jax.grad` gives.
 
     Args:
         tx: The whole optimizer, or a core.
@@ -75,6 +76,7 @@ def sam(tx: optax.GradientTransformation, rho: float | Schedule = 0.05, *, adapt
             return (full(p) + step).astype(p.dtype)
 
         there = jax.grad(lambda p: jnp.real(value_fn(p)))(jax.tree.map(worst, params, grads))
+        there = jax.tree.map(jnp.conj, there)  # of complex leaves, as `grads` are
         passed = extra | {"value_fn": value_fn, "grad": there}
         updates, new = apply_part(inner, there, state.inner, params, context or Context(), passed)
         return updates, SAMState(hypers, new)
