@@ -7,7 +7,7 @@ few steps ahead of the device; a source that fits on the device (`resident`) nee
 
 `Arrays` is the source for arrays, `CSV` for tables, `TextFiles` for bytes of text, `Sentences` and `Packed` for tokens
 of a `Tokenizer`, `ImageFolder`, `ImageFiles`, `mnist`, `cifar` and `digits` for images, `Indexed` for whatever has a
-length and an index; `read_jsonl`, `read_parallel`, `read_text_folder` and `read_imdb` read texts for `Sentences`;
+length and an index; `read_jsonl`, `read_csv`, `read_parallel`, `read_text_folder` and `read_imdb` read `Texts`;
 `mapped` passes a source through a function, `bucketed` brings examples of similar length together, `write_csv` writes
 predictions down. Whatever has `__len__`, `take` and `resident` is a source too (`jaxnn.typing.Source`).
 """
@@ -29,6 +29,7 @@ from jaxnn.data.mixtures import cutmix as cutmix, mixup as mixup
 from jaxnn.data.packing import Packed as Packed, masked_tokens as masked_tokens
 from jaxnn.data.readers import (
     Texts as Texts,
+    read_csv as read_csv,
     read_imdb as read_imdb,
     read_jsonl as read_jsonl,
     read_parallel as read_parallel,

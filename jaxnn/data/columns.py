@@ -146,7 +146,7 @@ def decide(
     )
     _refuse_disguised(cells, read, [s for s in surveys if s.texts and s.category is None])
     decided: dict[str, tuple[Column, HostArray]] = {}
-    crowded: list[str] = []
+    crowded: dict[str, str] = {}
     for survey in surveys:
         cell = cells.columns[survey.column.position]
         if not survey.texts and not survey.category:
@@ -157,7 +157,7 @@ def decide(
         rows = [*survey.numbers, *survey.texts]
         found = sorted({cell[i] for i in rows}, key=None if survey.texts else (lambda t: (form.number(t), t)))
         if len(found) > read.most:
-            crowded.append(f"{survey.name!r} has {len(found)} ({shown(found[0])}, {shown(found[1])}, ...)")
+            crowded[survey.name] = f"{survey.name!r} has {len(found)} ({shown(found[0])}, {shown(found[1])}, ...)"
         if len(rows) < len(cell):
             found.append(MISSING)
         code = {text: i for i, text in enumerate(found)}
@@ -166,8 +166,9 @@ def decide(
     if crowded:
         raise ValueError(
             f"{read.where}: {counted(len(crowded), 'column holds', 'columns hold')} too many different texts to be "
-            f"categories: {listed(crowded)}. Tried: at most {read.most} in {len(cells.lines)} rows. Leave them out: "
-            "ignore=[...]; or allow them: most_categories=..."
+            f"categories: {listed(list(crowded.values()))}. Tried: at most {read.most} in {len(cells.lines)} rows. "
+            "Leave them out: ignore=[...]; or allow them: most_categories=...; texts that are to be read are for "
+            f"data.read_csv(path, {next(iter(crowded))!r})."
         )
     return decided
 

@@ -60,6 +60,11 @@ def beside(root: Path) -> list[Path]:
     return sorted(f for f in root.iterdir() if f.is_file() and not f.name.startswith("."))
 
 
+def is_part(name: str) -> bool:
+    """Whether a folder's name is that of a part of a data set, "train" or "val", and not of a class."""
+    return name.lower() in _PARTS
+
+
 def classes_of(where: str, root: Path, wanted: Sequence[str] | None) -> list[str]:
     """The names of the class folders, in order of their numbers.
 
@@ -81,7 +86,7 @@ def classes_of(where: str, root: Path, wanted: Sequence[str] | None) -> list[str
             f"{where}: {str(root)!r} has no class folders. Tried: {root}/CLASS/IMAGE. "
             f"Put the images of each class into a folder of its name."
         )
-    if all(name.lower() in _PARTS for name in found) and wanted is None:
+    if all(map(is_part, found)) and wanted is None:
         raise ValueError(
             f"{where}: {str(root)!r} holds parts of a data set ({', '.join(found)}), not classes. Tried: one class a "
             f"folder. Read each part by itself: ImageFolder({str(root / found[0])!r}, ...)."

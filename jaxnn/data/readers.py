@@ -1,4 +1,5 @@
-"""Texts as people keep them on disk: a file a text in folders, JSON lines, two files with a line a pair.
+"""Texts as people keep them on disk: a file a text in folders, JSON lines, a column of a CSV, two files with a line a
+pair.
 
 A reader gives `Texts`: strings, with whatever else a line says of them; `Texts.source` makes examples of them with a
 tokenizer. A file that is not what it should be is refused with its line, before anything is trained on its remains.
@@ -13,8 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxnn.data import order
+from jaxnn.data.arrays import Arrays
+from jaxnn.data.delimited import CSVFormat, read_cells
 from jaxnn.data.given import check_path
+from jaxnn.data.image_files import is_part
 from jaxnn.data.tokenizers import Sentences, Tokenizer
+from jaxnn.data.translations import translations
 from jaxnn.typing import HostArray
 
 Place = str | os.PathLike[str]
@@ -46,6 +52,55 @@ class Texts:
     def source(self, tokenizer: Tokenizer, *, length: int, buckets: Sequence[int] = ()) -> Sentences:
         """Examples for `fit`; see `Sentences`."""
         return Sentences(tokenizer, self.texts, self.pairs, length=length, buckets=buckets, **self.arrays)
+
+    def translations(self, tokenizer: Tokenizer, *, length: int | None = None, start: int | None = None) -> Arrays:
+        """Pairs as a translator learns from them: {"x", "y", "weights"} for `models.SideBySide(net, length)`.
+
+        x int32 [B, 2 length] is the text and, side by side, what the decoder is given: the start token and the partner
+        without its last token. y int32 [B, length] is the partner with its end; weights are 0 where it is padding. A
+        new text is read as `Sentences` gives it.
+
+        Args:
+            tokenizer: Puts a token behind each text, as `Tokenizer.train(..., ends=True)` and those of T5 and Marian.
+            length: Tokens of a text and of its partner at most; pairs with more are left out. None for the longest's.
+            start: What the decoder begins with; None for [CLS]. The model's `config.start`, `end` and `pad` are to be
+                the tokenizer's.
+
+        Raises:
+            ValueError: If there are no partners, the tokenizer ends no text, there is no such start, or no pair stays.
+            TypeError: If the tokenizer is none.
+        """
+        if self.pairs is None:
+            raise ValueError(
+                f"data.Texts.translations: {len(self)} texts without partners. Tried: pairs. Read them by "
+                "data.read_parallel, or with pair=."
+            )
+        return translations(tokenizer, self.texts, self.pairs, length, start)
+
+    def split(self, fraction: float, seed: int = 0) -> tuple["Texts", "Texts"]:
+        """Two disjoint parts that together hold every text, drawn at random; each in the order of the file.
+
+        Args:
+            fraction: Share of the texts in the first part, in (0, 1).
+            seed: The split is a function of it and of the number of texts.
+
+        Raises:
+            ValueError: If a part would be empty.
+        """
+        n = len(self)
+        count = round(n * fraction) if isinstance(fraction, (int, float)) else 0
+        if not 0 < count < n:
+            raise ValueError(
+                f"data.Texts.split: fraction {fraction!r} of {n} texts. Tried: at least one on each side. Give a share "
+                "such as 0.8."
+            )
+        places = order.permute(np.arange(n), n, order.fold(seed))
+        first, second = (self._rows(np.sort(part)) for part in (places[:count], places[count:]))
+        return first, second
+
+    def _rows(self, rows: HostArray) -> "Texts":
+        chosen = [None if side is None else [side[i] for i in rows] for side in (self.texts, self.pairs)]
+        return Texts(chosen[0] or [], chosen[1], {name: x[rows] for name, x in self.arrays.items()}, self.classes)
 
 
 def _text(where: str, path: Path) -> str:
@@ -142,6 +197,61 @@ def read_jsonl(path: Place, text: str = "text", *, pair: str | None = None, labe
     return Texts(found[text], None if pair is None else found[pair], arrays, classes)
 
 
+def read_csv(
+    path: Place,
+    text: str = "text",
+    *,
+    pair: str | None = None,
+    label: str | None = None,
+    format: CSVFormat | None = None,
+) -> Texts:
+    """Texts in a column of a CSV file, a row each. `data.CSV` is for numbers and categories.
+
+    Args:
+        path: The file, plain or compressed by gzip.
+        text: The column with the text.
+        pair: The column with the second text.
+        label: The column with the label: numbers, where all are, else names of classes.
+        format: How the file is written; by default whichever delimiter fits, names in the first line, UTF-8.
+
+    Raises:
+        ValueError: If the file cannot be read as rows and columns, has no such column, or a cell of these is empty,
+            with the line.
+    """
+    where, form = "data.read_csv", CSVFormat() if format is None else format
+    check_path(where, path)
+    cells = read_cells(path, form, where)
+    found: dict[str, list[str]] = {}
+    for name, what in ((text, "text"), (pair, "text"), (label, "label")):
+        if name is None:
+            continue
+        if name not in cells.names:
+            raise ValueError(
+                f"{where}: {str(path)!r} has no column {name!r}; it has {list(cells.names)}. Tried: that column. Name "
+                "one of them."
+            )
+        found[name] = cells.columns[cells.names.index(name)]
+        empty = [line for line, cell in zip(cells.lines, found[name]) if not cell]
+        if empty:
+            more = f", and {len(empty) - 1} more" if len(empty) > 1 else ""
+            raise ValueError(
+                f"{where}: line {empty[0]} of {str(path)!r} has an empty {name!r}{more}. Tried: a {what}. Leave the "
+                "line out."
+            )
+    arrays, classes = _labels(where, _numbers(form, found[label])) if label is not None else ({}, ())
+    return Texts(found[text], None if pair is None else found[pair], arrays, classes)
+
+
+def _numbers(form: CSVFormat, cells: list[str]) -> list[Any]:
+    """Cells as numbers, whole ones as integers, where all are some; else as they are."""
+    values = [form.number(cell) for cell in cells]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return cells
+    whole = all(abs(value) < 2**53 and value == int(value) for value in known)
+    return [int(value) for value in known] if whole else known
+
+
 def read_parallel(source: Place, target: Place) -> Texts:
     """Two files, in which equal line numbers belong together: `train.en` and `train.es`.
 
@@ -183,6 +293,11 @@ def read_text_folder(folder: Place, *, classes: Sequence[str] | None = None) -> 
     if not root.is_dir():
         raise ValueError(f"{where}: {str(root)!r} is no folder. Tried: listing it. Give a folder with one a class.")
     names = tuple(sorted(p.name for p in root.iterdir() if p.is_dir()) if classes is None else classes)
+    if classes is None and names and all(is_part(name) for name in names):
+        raise ValueError(
+            f"{where}: {str(root)!r} holds parts of a data set ({', '.join(names)}), not classes. Tried: one class a "
+            f"folder. Read each part by itself: '{root / names[-1]}'; aclImdb by data.read_imdb."
+        )
     if not names:
         raise ValueError(
             f"{where}: {str(root)!r} has no folders in it. Tried: one a class. Put the texts into folders."
@@ -214,5 +329,11 @@ def read_imdb(folder: Place, split: str = "train") -> Texts:
     if split not in ("train", "test"):
         raise ValueError(f"data.read_imdb: split={split!r}. Tried: train, test. Write one of them.")
     check_path("data.read_imdb", folder)
-    read = read_text_folder(Path(folder).expanduser() / split, classes=("neg", "pos"))
+    part = Path(folder).expanduser() / split
+    if not part.is_dir():
+        raise ValueError(
+            f"data.read_imdb: {str(folder)!r} has no folder {split!r}. Tried: train/neg, train/pos, test/neg, test/pos "
+            "below it. Give aclImdb as it is unpacked."
+        )
+    read = read_text_folder(part, classes=("neg", "pos"))
     return dataclasses.replace(read, texts=[text.replace("<br />", " ") for text in read.texts])

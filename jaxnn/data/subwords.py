@@ -35,7 +35,7 @@ def package() -> Any:
     return tokenizers
 
 
-def trained_bpe(texts: Iterable[str], vocab: int, lowercase: bool) -> Any:
+def trained_bpe(texts: Iterable[str], vocab: int, lowercase: bool, ends: bool) -> Any:
     """Byte pairs learned from texts; see `Tokenizer.train`."""
     tokenizers = package()
     inner = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -50,10 +50,12 @@ def trained_bpe(texts: Iterable[str], vocab: int, lowercase: bool) -> Any:
         show_progress=False,
     )
     inner.train_from_iterator(texts, trainer)
+    if ends:
+        _surround(inner)
     return inner
 
 
-def trained_wordpiece(texts: Iterable[str], vocab: int, lowercase: bool) -> Any:
+def trained_wordpiece(texts: Iterable[str], vocab: int, lowercase: bool, ends: bool) -> Any:
     """WordPiece learned from texts; see `Tokenizer.train`.
 
     Raises:
@@ -75,10 +77,10 @@ def trained_wordpiece(texts: Iterable[str], vocab: int, lowercase: bool) -> Any:
     )
     inner.train_from_iterator(texts, trainer)
     found = inner.get_vocab()
-    return _wordpiece(tokenizers.models.WordPiece(found, unk_token="[UNK]"), lowercase, found)
+    return _wordpiece(tokenizers.models.WordPiece(found, unk_token="[UNK]"), lowercase, found, ends)
 
 
-def _wordpiece(model: Any, lowercase: bool, vocab: Any) -> Any:
+def _wordpiece(model: Any, lowercase: bool, vocab: Any, ends: bool = True) -> Any:
     """BERT's tokenizer around a WordPiece model."""
     tokenizers = package()
     inner = tokenizers.Tokenizer(model)
@@ -87,7 +89,8 @@ def _wordpiece(model: Any, lowercase: bool, vocab: Any) -> Any:
     inner.decoder = tokenizers.decoders.WordPiece()
     if vocab is not None:
         inner.add_special_tokens([token for token in SPECIAL if token in vocab])
-        _surround(inner)
+        if ends:
+            _surround(inner)
     return inner
 
 

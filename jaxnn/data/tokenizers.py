@@ -160,17 +160,19 @@ class Tokenizer:
         vocab: int,
         kind: Literal["bpe", "wordpiece"] = "bpe",
         lowercase: bool | None = None,
+        ends: bool | None = None,
     ) -> "Tokenizer":
         """A tokenizer of `texts`: byte-level byte pairs, which lose nothing, or BERT's WordPiece.
 
-        `subwords.SPECIAL` are its first tokens; "wordpiece" puts [CLS] before a text and [SEP] after it. The
-        result depends on the texts and their order alone.
+        `subwords.SPECIAL` are its first tokens. The result depends on the texts and their order alone.
 
         Args:
             texts: To learn from.
             vocab: Most tokens, the special ones and (for "bpe") 256 bytes included.
             kind: "bpe" (Sennrich et al. 2016, over bytes as GPT-2) or "wordpiece".
             lowercase: Whether to read lower case without accents; by default "wordpiece" does.
+            ends: Whether [CLS] stands before a text and [SEP] after it; by default "wordpiece" puts them there.
+                Translators need them.
 
         Raises:
             ValueError: If the vocabulary is too small, the kind is unknown, or there is no text.
@@ -188,9 +190,9 @@ class Tokenizer:
             raise ValueError("data.Tokenizer.train: no texts. Tried: learning from them. Give at least one.")
         texts = itertools.chain([first], texts)
         return cls(
-            subwords.trained_wordpiece(texts, vocab, lowercase is not False)
+            subwords.trained_wordpiece(texts, vocab, lowercase is not False, ends is not False)
             if kind == "wordpiece"
-            else subwords.trained_bpe(texts, vocab, bool(lowercase))
+            else subwords.trained_bpe(texts, vocab, bool(lowercase), bool(ends))
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -74,7 +74,7 @@ def test_folders_of_classes_and_aclimdb(tmp_path):
     assert data.read_text_folder(root / "test").classes == ("neg", "pos", "unsup")
     with pytest.raises(ValueError, match="split='dev'"):
         data.read_imdb(root, "dev")
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="has no folder 'train'"):
         data.read_imdb(tmp_path / "elsewhere")
     write(root / "train" / "pos" / "1_9.txt", "")
     with pytest.raises(ValueError, match=r"1_9\.txt' is empty"):
@@ -125,3 +125,73 @@ def test_a_map_data_set_of_grain_is_a_source():
 
     source = data.Indexed(grain.MapDataset.source([1, 2, 3]).map(lambda n: {"x": np.float32(n)}))
     assert source.take(np.array([2, 0]))["x"].tolist() == [3, 1]
+
+
+def test_texts_in_a_csv(tmp_path):
+    path = write(tmp_path / "a.csv", 'text,more,stars,kind\n"good, really",a,5,pos\n"bad\nfilm",b,1,neg\n')
+    read = data.read_csv(path, label="kind")
+    assert (list(read.texts), read.pairs, read.classes) == (["good, really", "bad\nfilm"], None, ("neg", "pos"))
+    assert read.arrays["y"].tolist() == [1, 0]
+    read = data.read_csv(path, "more", pair="text", label="stars")
+    assert (read.texts, read.pairs[0]) == (["a", "b"], "good, really")
+    assert (read.arrays["y"].dtype, read.arrays["y"].tolist(), read.classes) == (np.int32, [5, 1], ())
+    tabs = write(tmp_path / "a.tsv", "0.5\tcosa\n-1\tcoso\n")
+    read = data.read_csv(tabs, "column_2", label="column_1", format=data.CSVFormat(delimiter="\t", header=False))
+    assert (read.texts, read.arrays["y"].dtype, read.arrays["y"].tolist()) == (
+        ["cosa", "coso"],
+        np.float32,
+        [0.5, -1.0],
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "told", "words"),
+    [
+        ("text,y\na,1\n,2\n", {}, r"line 3 of '.*a\.csv' has an empty 'text'. Tried: a text. Leave the line out"),
+        ("text,y\na,1\nb,\n", {"label": "y"}, r"line 3 of '.*a\.csv' has an empty 'y'. Tried: a label"),
+        ("words,y\na,1\n", {}, r"has no column 'text'; it has \['words', 'y'\]. Tried: that column. Name one"),
+        ("text,y\na,1\n", {"label": "z"}, "has no column 'z'"),
+        ("text,y\na,1\nb,1e99\n", {"label": "y"}, "label 1e\\+99 of example 1. Tried: a float32, finite"),
+        ("", {}, "read_csv: .*is empty"),
+        ("text\n", {}, "read_csv: .*has no rows"),
+    ],
+)
+def test_holes_in_a_csv_of_texts(content, told, words, tmp_path):
+    path = write(tmp_path / "a.csv", content)
+    with pytest.raises(ValueError, match=rf"(?s)^data\.read_csv: .*{words}|^data\.{words}"):
+        data.read_csv(path, **told)
+
+
+def test_a_table_with_texts_says_how_they_are_read(tmp_path):
+    lines = [f"text number {i},{i % 2}" for i in range(120)]
+    path = write(tmp_path / "a.csv", "\n".join(["text,y", *lines]))
+    with pytest.raises(ValueError, match=r"too many different texts.*read_csv\(path, 'text'\)"):
+        data.CSV(path, target="y")
+    assert len(data.read_csv(path, label="y")) == 120
+
+
+def test_texts_are_split(tmp_path):
+    read = data.Texts([f"t{i}" for i in range(10)], [f"p{i}" for i in range(10)], {"y": np.arange(10)}, ("a",))
+    one, two = read.split(0.8, seed=3)
+    assert (len(one), len(two), one.classes) == (8, 2, ("a",))
+    assert sorted([*one.texts, *two.texts]) == sorted(read.texts)
+    for part in (one, two):
+        numbers = part.arrays["y"].tolist()
+        assert numbers == sorted(numbers)
+        assert part.texts == [f"t{i}" for i in numbers]
+        assert part.pairs == [f"p{i}" for i in numbers]
+    assert read.split(0.8, seed=3)[1].texts == two.texts != read.split(0.8, seed=4)[1].texts
+    for bad in (0.0, 1.0, 0.01, "half", None):
+        with pytest.raises((ValueError, TypeError), match=r"data\.Texts\.split: fraction.*Tried: "):
+            read.split(bad)
+
+
+def test_parts_of_a_data_set_are_no_classes(tmp_path):
+    for part in ("train", "test"):
+        for name in ("pos", "neg"):
+            write(tmp_path / "aclImdb" / part / name / "0_9.txt", "a film")
+    with pytest.raises(ValueError, match=r"parts of a data set \(test, train\), not classes.*'.*aclImdb/train'"):
+        data.read_text_folder(tmp_path / "aclImdb")
+    with pytest.raises(ValueError, match=r"^data\.read_imdb: '.*train' has no folder 'train'.*Give aclImdb"):
+        data.read_imdb(tmp_path / "aclImdb" / "train")
+    assert len(data.read_text_folder(tmp_path / "aclImdb", classes=("train", "test"))) == 4
