@@ -96,6 +96,10 @@ def check_given(where: str, params: Params, given: Params, depth: int = 1, advic
     for path in sorted(wanted.keys() | found.keys()):
         entry = entry_of(path)
         if path not in wanted:
+            tops = {name.split("/")[0] for name in wanted}
+            below = [top for top in sorted(tops) if all(f"{top}/{name}" in wanted for name in found)]
+            if below:
+                advice = f" They fit below {below[0]!r}. Write init_from={{{below[0]!r}: ...}}."
             raise ValueError(
                 f"{where}: init_from has {path!r} {tree.describe(found[path])}, which the task has not. Tried: its "
                 f"{len(wanted)} variables. Leave it out, or change the model.{advice}"

@@ -45,7 +45,8 @@ def load_state(
 
     Raises:
         TypeError: If the task or the optimizer is none.
-        ValueError: If there is no run, or the checkpoint holds the state of another model or optimizer.
+        ValueError: If there is no run, the checkpoint holds the state of another model or optimizer, or `init_from` is
+            not what the run began with.
         FileNotFoundError: If the run has no such checkpoint, or none.
         RuntimeError: If all of them are damaged.
     """
@@ -59,15 +60,25 @@ def load_state(
     batch = examples if isinstance(examples, Mapping) else examples.take(np.arange(1))
     alone = parallel.single()
     like = jax.eval_shape(lambda: init_state(task, tx, batch, strategy=alone))
-    with RunFolder.open(path).checkpoints() as checkpoints:
+    folder = RunFolder.open(path)
+    with folder.checkpoints() as checkpoints:
         restored = checkpoints.restore(beginning.without_frozen(like, task.frozen), step)
     state = State(*restored.state)
     if task.frozen is not None:
-        params, _ = init_variables(task, rng.seed_key(0), complete(batch))
+        recorded = folder.config.get("fit", {})
+        params, _ = init_variables(task, rng.seed_key(recorded.get("seed", 0)), complete(batch))
+        begun = None
         if init_from is not None:
             own = params.keys() if isinstance(params, Mapping) else ()
             given = beginning.given(where, init_from, own).params
             beginning.check_given(where, params, given)
-            params = beginning.begun_from(params, given)
+            params, begun = beginning.begun_from(params, given), beginning.fingerprint(given, task.frozen)
+        if begun != recorded.get("init_from"):
+            what = "None" if begun is None else "another"
+            raise ValueError(
+                f"{where}: init_from: {str(path)!r} keeps adapters alone, and what they belong to is not what it began "
+                f"with: it is {what}. Tried: parameters of checksum {recorded.get('init_from')}. Give what `fit` was "
+                "given."
+            )
         state = beginning.with_frozen(state, task.frozen, params)
     return (alone if strategy is None else strategy).put_state(state)

@@ -100,3 +100,27 @@ def test_no_spec_is_told_when_the_task_is_made(setting, wrong):
         train.with_lora(task, wrong)
     with pytest.raises(TypeError, match=r"train\.with_lora: the first argument must be a Task"):
         train.with_lora(models.MLP((2,)), models.LoRA())
+
+
+def test_a_loaded_run_has_the_base_that_it_began_with(setting, tmp_path):
+    task, source, base = setting
+    adapted, tx = train.with_lora(task, spec(base)), adapters_only()
+    settings = {"batch_size": 8, "steps": 2, "seed": 7}
+    given = train.fit(adapted, tx, source, out=tmp_path / "given", init_from={"base": base}, **settings)
+    equal(
+        train.load_state(tmp_path / "given", adapted, tx, source, init_from={"base": base}).params, given.state.params
+    )
+    other = jax.tree.map(lambda x: x + 1, base)
+    for init_from, words in ((None, "it is None"), ({"base": other}, "it is another")):
+        with pytest.raises(ValueError, match=rf"train\.load_state: init_from: .*{words}.*Give what `fit` was given"):
+            train.load_state(tmp_path / "given", adapted, tx, source, init_from=init_from)
+    # A base that was drawn is drawn again, by the run's seed.
+    drawn = train.fit(adapted, tx, source, out=tmp_path / "drawn", **settings)
+    equal(train.load_state(tmp_path / "drawn", adapted, tx, source).params, drawn.state.params)
+
+
+def test_parameters_of_the_base_alone_are_told_where_they_belong(setting):
+    task, source, base = setting
+    adapted = train.with_lora(task, spec(base))
+    with pytest.raises(ValueError, match=r"They fit below 'base'. Write init_from=\{'base': \.\.\.\}"):
+        train.fit(adapted, adapters_only(), source, batch_size=8, steps=1, init_from=base)
