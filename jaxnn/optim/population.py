@@ -51,12 +51,13 @@ def members(**values: Sequence[float]) -> Population:
         ValueError: If there is none, or the lengths differ.
         TypeError: If a value is no number.
     """
-    lengths = {name: len(list(column)) for name, column in values.items()}
+    columns = {name: tuple(_numbers("optim.members", name, column)) for name, column in values.items()}
+    lengths = {name: len(column) for name, column in columns.items()}
     if not lengths or len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(
             f"optim.members: {lengths or 'no hyperparameter'}. Give each the same number of values, 1 or more."
         )
-    return Population({name: tuple(_numbers("optim.members", name, column)) for name, column in values.items()})
+    return Population(columns)
 
 
 def grid(**axes: Sequence[float]) -> Population:

@@ -106,6 +106,11 @@ def test_a_value_that_could_have_been_built_can_be_set():
         optim.grid(b2=[0.5, 1.0]).spread(optim.adam(1e-3).init(PARAMS))
     with pytest.raises(ValueError, match=r"optim.grid: lr is -0.001. Give a number >= 0"):
         optim.grid(lr=[1e-3, -1e-3])
+    for make in (optim.grid, optim.members):
+        with pytest.raises(
+            TypeError, match=rf"optim.{make.__name__}: lr must be a sequence of numbers, got 0.1. Write"
+        ):
+            make(lr=0.1)
 
 
 def test_a_mask_of_the_wrong_structure():

@@ -128,6 +128,10 @@ def test_a_line_search_says_what_it_needs():
         ValueError, match=r"optim.lbfgs: the line search needs grad, value_fn. Write .* optim.lbfgs\(1.0"
     ):
         jax.eval_shape(lambda p: tx.update(p, tx.init(p), p, value=jnp.ones(())), PARAMS)
+    measured = optim.lbfgs(metrics=("norms",))  # whose names a trace of the update tells, at init
+    assert set(optim.metrics(jax.eval_shape(measured.init, PARAMS))) == {
+        f"norm/{name}" for name in ("grad", "update", "param", "ratio")
+    }
 
 
 def test_settings_that_count_are_whole():

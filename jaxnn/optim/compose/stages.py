@@ -91,11 +91,11 @@ def stages(*, metrics: Sequence[str] = (), **named: optax.GradientTransformation
         states = {name: part.init(params) for name, part in parts.items()}
         values: dict[str, Any] = {}
         if chosen:  # which names there are depends on the parameters
-            with_value = {"value": jnp.zeros(()), "value_fn": lambda p, **_: jnp.zeros(())}
+            asked = {"value": jnp.zeros(()), "value_fn": lambda p, **_: jnp.zeros(())}
             # What is asked of the stages around is there in an update; of them the metric "lr" must not show any rate.
             rate = None if "lr" in chosen else jnp.ones((), jnp.float32)
             outer = Context(lr=rate, lr_peak=rate)
-            shapes = jax.eval_shape(lambda p, s: run(p, s, p, outer, with_value)[2], params, states)
+            shapes = jax.eval_shape(lambda p, s: run(p, s, p, outer, asked | {"grad": p})[2], params, states)
             values = {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.values.items()}
         return StagesState(states, Metrics(values))
 

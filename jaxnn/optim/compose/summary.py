@@ -224,7 +224,7 @@ def _row(
     held: list[tuple[Place, tuple[int, ...]]],
 ) -> Row:
     def size(shape: tuple[int, ...], place: Place) -> int:
-        return math.prod(shape) * np.dtype(place.leaf.dtype).itemsize
+        return math.prod(shape) * place.leaf.dtype.itemsize
 
     if key == ("metrics", ""):
         leaves = []

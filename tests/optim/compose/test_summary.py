@@ -117,6 +117,13 @@ def test_it_knows_wrapped_stages_and_plain_optax():
     assert [row.stage for row in optim.summary(nested, PARAMS).rows] == ["inner.a", "inner.b", "lr"]
 
 
+def test_a_state_may_hold_a_key():
+    tx = optim.stages(noise=optax.add_noise(0.1, 0.55, jax.random.key(0)), lr=optim.scale_by_lr(1.0))
+    found = optim.summary(tx, PARAMS)
+    assert found.nbytes == tree.nbytes(tx.init(PARAMS))
+    assert "optax.add_noise" in str(found)
+
+
 def test_an_init_that_cannot_be_traced_is_computed():
     """Abstract init fails where an optimizer looks at its parameters' values (prodigy, D-Adaptation)."""
 
