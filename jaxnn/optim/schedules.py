@@ -27,14 +27,14 @@ class Schedule:
     Attributes:
         fn: `fn(step) -> value`; `step` a float32 scalar or array, traceable.
         text: How it was written.
-        peak: Its largest value.
+        peak: Its largest value; None where it grows for ever.
         ends: The step from which it only repeats its last value and is not meant to be used; None where it goes on.
         shown: How many steps show its shape.
     """
 
     fn: Callable[[Array], Array]
     text: str
-    peak: float
+    peak: float | None
     ends: int | None = None
     shown: int = 100
 
@@ -81,19 +81,19 @@ def constant(value: float) -> Schedule:
 
 def polynomial(start: float, end: float, steps: int, power: float = 1.0) -> Schedule:
     """From `start` to `end` in `steps` updates: end + (start - end) (1 - t / steps)^power."""
-    a, b, n = (
-        _number("polynomial", "start", start),
-        _number("polynomial", "end", end),
-        _count("polynomial", "steps", steps),
-    )
-    p = _number("polynomial", "power", power)
+    return _polynomial("polynomial", start, end, steps, power)
+
+
+def _polynomial(where: str, start: float, end: float, steps: int, power: float) -> Schedule:
+    a, b, n = _number(where, "start", start), _number(where, "end", end), _count(where, "steps", steps)
+    p = _number(where, "power", power)
     fn = lambda t: b + (a - b) * (1 - jnp.minimum(t / n, 1)) ** p  # noqa: E731
     return Schedule(fn, f"polynomial({a:g}, {b:g}, steps={n}, power={p:g})", max(a, b), n, n)
 
 
 def linear(start: float, end: float, steps: int) -> Schedule:
     """From `start` to `end` along a line in `steps` updates; `linear(lr, 0, T)` is lr (1 - t / T)."""
-    made = polynomial(start, end, steps)
+    made = _polynomial("linear", start, end, steps, 1.0)
     return dataclasses.replace(made, text=f"linear({float(start):g}, {float(end):g}, steps={int(steps)})")
 
 
@@ -113,7 +113,7 @@ def exponential(start: float, rate: float, every: int = 1) -> Schedule:
     )
     shown = n * 100 if n > 1 or r == 1 else min(10_000, max(100, round(abs(3 / math.log(max(r, 1e-9))))))
     return Schedule(
-        lambda t: a * r ** (t / n), f"exponential({a:g}, {r:g}, every={n})", a if r <= 1 else math.inf, None, shown
+        lambda t: a * r ** (t / n), f"exponential({a:g}, {r:g}, every={n})", a if r <= 1 else None, None, shown
     )
 
 
@@ -139,6 +139,7 @@ def warmup(schedule: "Schedule | float", steps: int) -> Schedule:
 
 def _steps_of(where: str, name: str, value: float, steps: int) -> int:
     """A number of updates, or a share of `steps` below 1."""
+    value = _number(where, name, value, -math.inf)
     if 0 < value < 1:
         return round(value * steps)
     return _count(where, name, int(value) if value == int(value) else value, least=0)
@@ -190,12 +191,24 @@ def one_cycle(
 ) -> Schedule:
     """Half a cosine up from peak / start_factor, half a cosine down to peak / (start_factor end_factor).
 
+    Args:
+        peak: The largest value.
+        steps: Updates in all; >= 2.
+        warmup: Updates to the peak, or a share of `steps` below 1.
+        start_factor: >= 1.
+        end_factor: >= 1.
+
+    Raises:
+        ValueError: If the warm-up is longer than the whole.
+
     Source:
         Smith & Topin 2018, arXiv:1708.07120, in the two-phase form of torch's OneCycleLR.
     """
     where = "one_cycle"
     a, n = _number(where, "peak", peak), _count(where, "steps", steps, least=2)
     up = max(1, _steps_of(where, "warmup", warmup, n))
+    if up > n:
+        raise ValueError(f"optim.{where}: warmup={up} is more than steps={n}. Make it fit.")
     low = a / _number(where, "start_factor", start_factor, 1.0)
     last = low / _number(where, "end_factor", end_factor, 1.0)
 
@@ -246,4 +259,6 @@ def joined(*parts: tuple[Schedule, int | None]) -> Schedule:
     last, length = parts[-1]
     ends = starts[-1] + length if length is not None else None if last.ends is None else starts[-1] + last.ends
     text = ", ".join(f"({s.text}, {n})" for s, n in parts)
-    return Schedule(fn, f"joined({text})", max(s.peak for s, _ in parts), ends, starts[-1] + (length or last.shown))
+    peaks = [s.peak for s, _ in parts]
+    peak = None if None in peaks else max(p for p in peaks if p is not None)
+    return Schedule(fn, f"joined({text})", peak, ends, starts[-1] + (length or last.shown))

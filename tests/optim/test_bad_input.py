@@ -106,6 +106,12 @@ def test_a_value_that_could_have_been_built_can_be_set():
         optim.grid(b2=[0.5, 1.0]).spread(optim.adam(1e-3).init(PARAMS))
     with pytest.raises(ValueError, match=r"optim.grid: lr is -0.001. Give a number >= 0"):
         optim.grid(lr=[1e-3, -1e-3])
+    with pytest.raises(TypeError, match=r"metrics must be a tuple of names, got None"):
+        optim.adam(1e-3, metrics=None)
+    with pytest.raises(ValueError, match=r"optim.stochastic_rounding: seed is 1.5. Give a whole number, 0 or more"):
+        optim.stochastic_rounding(optim.adam(1e-3), seed=1.5)
+    with pytest.raises(ValueError, match=r"optim.loss_scale: period is 2.5. Give a whole number, 1 or more"):
+        optim.loss_scale(optim.adam(1e-3), period=2.5)
     for make in (optim.grid, optim.members):
         with pytest.raises(
             TypeError, match=rf"optim.{make.__name__}: lr must be a sequence of numbers, got 0.1. Write"

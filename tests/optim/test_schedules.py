@@ -1,5 +1,7 @@
 """Schedules against float64 NumPy and optax; their peak, end and text."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,11 +91,29 @@ def test_they_print_and_plot():
         (lambda: optim.warmup_stable_decay(1.0, 10, warmup=6, decay=6), "warmup=6 and decay=6 are more than steps=10"),
         (lambda: optim.joined((optim.constant(1.0), None), (optim.constant(1.0), None)), "only the last may have None"),
         (lambda: optim.cosine("high", 10), "peak is 'high'. Give a finite number"),
+        (lambda: optim.linear(1.0, -1.0, 10), "optim.linear: end is -1"),
+        (lambda: optim.one_cycle(1.0, 10, warmup=11), "optim.one_cycle: warmup=11 is more than steps=10"),
+        (lambda: optim.one_cycle(1.0, 10, warmup=math.nan), "optim.one_cycle: warmup is nan. Give a finite number"),
+        (lambda: optim.warmup_stable_decay(1.0, 10, decay="x"), "decay is 'x'. Give a finite number"),
     ],
 )
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_what_grows_for_ever_has_no_peak():
+    """Over an infinite one decay shrank nothing, and the rate of Muon's others was 0."""
+    growing = optim.exponential(1e-3, 1.1)
+    assert growing.peak is None
+    assert optim.joined((growing, 10), (optim.constant(1.0), None)).peak is None
+    assert optim.warmup(growing, 10).peak is None
+    tx = optim.stages(decay=optim.decay(0.1, coupling="schedule"), lr=optim.scale_by_lr(growing))
+    params = {"w": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"optim.decay: coupling=\"schedule\" .* has no `peak`"):
+        tx.update(params, tx.init(params), params)
+    with pytest.raises(ValueError, match=r"optim.muon: adam_lr=.* has no `peak`"):
+        optim.muon(growing, adam_lr=1e-3)
 
 
 def test_a_schedule_is_a_value_in_the_state():

@@ -205,6 +205,14 @@ def test_a_scheduled_rate_is_scaled_as_a_whole():
     assert float(optim.hyper(state)["lr"]) == 0.5
 
 
+def test_metrics_of_groups_without_leaves_are_none():
+    parts = optim.groups(a=(optim.otherwise, optim.adam_core()))
+    tx = optim.stages(parts=parts, lr=optim.scale_by_lr(1e-3), metrics=("group_norms",))
+    assert optim.metrics(tx.init({})) == {}
+    with pytest.raises(ValueError, match=r"metrics has \"group_norms\", but no stage is an optim.groups"):
+        optim.stages(lr=optim.scale_by_lr(1e-3), metrics=("group_norms",)).init({})
+
+
 def test_one_optimizer_from_its_stages_to_its_migration(devices8):
     """Everything that may be asked of a composed optimizer, in the order in which a program asks it."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))

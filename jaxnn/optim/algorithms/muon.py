@@ -165,7 +165,7 @@ def with_adam(
         if not peak:
             raise ValueError(
                 f"{where}: adam_lr={adam_lr!r} follows lr's schedule by a constant factor, and this lr has "
-                f"{'no `peak`' if peak is None else 'the peak 0'}. Use a schedule of optim (optim.cosine, ...)."
+                f"{'no `peak`' if peak is None else 'the peak 0'}. Use one of optim that has (optim.cosine, ...)."
             )
         ratio = adam_lr / float(peak)
     parts = groups(

@@ -5,7 +5,7 @@ compiled program, because they write the same expression.
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -89,13 +89,11 @@ def _layer_norms(seen: Seen) -> dict[str, Array]:
 
 
 def _group_norms(seen: Seen) -> dict[str, Array]:
+    assigns = [p.facts["assign"] for p in seen.parts.values() if isinstance(p, Transformation) and "assign" in p.facts]
     found: dict[str, Array] = {}
-    for part in seen.parts.values():
-        if isinstance(part, Transformation) and "assign" in part.facts:
-            found |= _by(
-                seen, tree.leaves_by_path(part.facts["assign"](seen.grads if seen.params is None else seen.params))
-            )
-    if not found:
+    for assign in assigns:
+        found |= _by(seen, tree.leaves_by_path(assign(seen.grads if seen.params is None else seen.params)))
+    if not assigns:
         raise ValueError('optim.stages: metrics has "group_norms", but no stage is an optim.groups.')
     return found
 
@@ -141,7 +139,7 @@ def check_choices(where: str, choices: Any) -> tuple[str, ...]:
         TypeError: If they are no sequence of names.
         ValueError: If one is unknown.
     """
-    if isinstance(choices, str) or not all(isinstance(c, str) for c in choices):
+    if isinstance(choices, str) or not isinstance(choices, Iterable) or not all(isinstance(c, str) for c in choices):
         raise TypeError(f"{where}: metrics must be a tuple of names, got {choices!r:.60}. Write metrics=('lr',).")
     for name in choices:
         if name not in CHOICES:

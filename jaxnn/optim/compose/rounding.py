@@ -15,6 +15,7 @@ from jaxnn.optim.compose import layers, select
 from jaxnn.optim.compose.scaling import full
 from jaxnn.optim.compose.transformation import Context, Transformation, apply_part
 from jaxnn.optim.compose.wrapping import inner_of, wrap
+from jaxnn.optim.hyper import check_whole
 from jaxnn.typing import Array, PyTree
 
 
@@ -108,14 +109,17 @@ def stochastic_rounding(tx: optax.GradientTransformation, seed: int = 0) -> Tran
 
     Args:
         tx: The whole optimizer, rate included.
-        seed: Of the random bits.
+        seed: Of the random bits, a whole number >= 0.
+
+    Raises:
+        ValueError: If `seed` is none; at trace time, if the parameters are not given.
 
     Source:
         Zamirai et al. 2020, arXiv:2010.06192; Gupta et al. 2015, arXiv:1502.02551.
     """
     where = "optim.stochastic_rounding"
     inner = inner_of(where, tx)
-    word = np.uint32(seed & 0xFFFFFFFF)
+    word = np.uint32(check_whole(where, "seed", seed, 0) & 0xFFFFFFFF)
 
     def init(params: PyTree) -> StochasticRoundingState:
         return StochasticRoundingState(jnp.zeros((), jnp.int32), inner.init(params))

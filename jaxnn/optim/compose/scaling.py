@@ -200,7 +200,7 @@ def _share_of_peak(context: Context | None) -> Array:
     if context.lr_peak is None:
         raise ValueError(
             'optim.decay: coupling="schedule" needs the largest rate of the schedule, and this one has no `peak`. '
-            "Use a schedule of optim (optim.cosine, ...), or set `peak` on yours."
+            "Use one of optim that has (optim.cosine, ...), or set `peak` on yours."
         )
     peak = jnp.asarray(context.lr_peak, jnp.float32)
     return jnp.where(peak > 0, context.lr / jnp.where(peak > 0, peak, 1), 0)

@@ -14,7 +14,7 @@ from jaxnn.optim.compose.measures import Metrics
 from jaxnn.optim.compose.scaling import times
 from jaxnn.optim.compose.transformation import Context, Transformation, apply_part
 from jaxnn.optim.compose.wrapping import inner_of, wrap
-from jaxnn.optim.hyper import POSITIVE, check_number
+from jaxnn.optim.hyper import POSITIVE, check_number, check_whole
 from jaxnn.typing import Array, PyTree
 
 
@@ -100,10 +100,11 @@ def loss_scale(
     inner = inner_of(where, tx)
     for name, value in (("initial", initial), ("smallest", smallest), ("largest", largest)):
         check_number(where, name, value, POSITIVE)
-    if not factor > 1 or period < 1 or not smallest <= initial <= largest:
+    check_whole(where, "period", period)
+    if not factor > 1 or not smallest <= initial <= largest:
         raise ValueError(
-            f"{where}: factor {factor:g}, period {period}, scale {initial:g} in [{smallest:g}, {largest:g}]. Give a "
-            "factor above 1, a period of at least 1, and an initial scale within its bounds."
+            f"{where}: factor {factor:g}, scale {initial:g} in [{smallest:g}, {largest:g}]. Give a factor above 1, and "
+            "an initial scale within its bounds."
         )
 
     def init(params: PyTree) -> LossScaleState:

@@ -29,7 +29,8 @@ def hyperball(where: select.Predicate | None = None) -> Transformation:
 
     x <- R n(x - lr R n(u)),  R = ||x_0||_F, n(y) = y / ||y||_F
 
-    Takes the place of weight decay. Each of a stack of layers has its own sphere.
+    Takes the place of weight decay. Each of a stack of layers has its own sphere. One that begins at 0 (an output
+    projection, in some models) has radius 0 and stays there: leave it out by `where`, or begin elsewhere.
 
     Args:
         where: Which parameters; by default `role("matrix")`. The others are stepped as they are.

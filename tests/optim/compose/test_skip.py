@@ -114,7 +114,7 @@ def test_half_precision_gradients_under_strict_promotion():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"optim.loss_scale: initial is -1. Give a number > 0"):
         optim.loss_scale(optim.adam(1e-3), -1.0)
-    with pytest.raises(ValueError, match=r"Give a factor above 1, a period of at least 1"):
+    with pytest.raises(ValueError, match=r"factor 1, .* Give a factor above 1"):
         optim.loss_scale(optim.adam(1e-3), factor=1.0)
     with pytest.raises(TypeError, match=r"optim.skip_nonfinite: 'tx' must be an optax gradient transformation"):
         optim.skip_nonfinite(optim.adam)
