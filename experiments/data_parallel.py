@@ -5,6 +5,7 @@ python -m experiments.data_parallel --strategies replicate zero3 --devices 1 4 -
 """
 
 import dataclasses
+import functools
 from collections import Counter
 from typing import Any
 
@@ -142,7 +143,7 @@ def main(cfg: Config) -> list[dict[str, Any]]:
     free, setup = ("strategies", "devices"), build(cfg)
     with train.Study("data_parallel", dataclasses.asdict(cfg), free=free, out=cfg.out, resume=cfg.resume) as study:
         for name, n in [("single", 1), *((name, n) for n in counts for name in names)]:
-            run = study.once({"strategy": name, "devices": n}, lambda name=name, n=n: trained(name, n, setup, cfg))
+            run = study.once({"strategy": name, "devices": n}, functools.partial(trained, name, n, setup, cfg))
             print("  ".join(map(str, row(run, study.parts[0]))), flush=True)
         runs = study.parts
         cells = [row(run, runs[0]) for run in runs]

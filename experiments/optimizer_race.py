@@ -5,6 +5,7 @@ python -m experiments.optimizer_race --steps 1000 --seeds 0 1 2 --optimizers all
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -195,10 +196,11 @@ def main(cfg: Config) -> list[Row]:
         raise ValueError(f"train.optimizer_race: no racer {unknown[0]!r}. There are {list(RACERS)}, or all.")
     free = ("optimizers", "seeds", "time_s", "strategy", "devices")
     with train.Study("optimizer_race", dataclasses.asdict(cfg), free=free, out=cfg.out, resume=cfg.resume) as study:
+        heats = []
         for seed, name in itertools.product(cfg.seeds, names):
-            key = {"optimizer": name, "seed": seed}
-            study.once(key, lambda key=key: heat(key["optimizer"], key["seed"], cfg, study.folder.path / "heats"))
-        rows = ranked(study.parts, cfg)
+            run = functools.partial(heat, name, seed, cfg, study.folder.path / "heats")
+            heats.append(study.once({"optimizer": name, "seed": seed}, run))
+        rows = ranked(heats, cfg)
         costs = cost_of_steps(names, cfg) if cfg.time_s and len(rows) > 1 else {}
         cells = table(rows, costs, cfg)
         print(report.text_table(cells, HEADERS))
