@@ -173,8 +173,8 @@ def sections(rows: list[Row], cells: list[list[Any]], cfg: Config) -> list[Secti
     if cfg.time_s:
         said += "Times of a step were measured in turns, with their 95 % intervals; its MB are what XLA plans for "
         said += "arguments, results and all between, parameters and state donated; the state's bytes are its arrays'."
-    curves = {row.optimizer: row.curve for row in rows[:8]}
-    sweeps = {row.optimizer: np.where(np.isfinite(row.sweep), row.sweep, np.nan) for row in rows[:8]}
+    curves = {row.optimizer: row.curve for row in rows}
+    sweeps = {row.optimizer: np.where(np.isfinite(row.sweep), row.sweep, np.nan) for row in rows}
     lines = report.curve(rows[0].steps, curves, "at its best rate", "step", "bits a byte", logy=True)
     across = ("over the rates", "log10 of the rate's multiplier", "bits a byte at the end")
     return [
