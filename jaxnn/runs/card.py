@@ -57,7 +57,10 @@ def write_card(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike
     name = title or facts.experiment(records[0])
     blocks = [f"# {text(name)}", *_notes(labels, records), _fenced(facts.commands(records))]
     blocks += _results(labels, records, results, values)
-    blocks += _facts(labels, facts.known(records, results))
+    told = facts.known(records, results)
+    if len(records) == 1:
+        told = {"seed": [f"{labels[0].removeprefix('seed ')}; one run: the spread over seeds is not known"], **told}
+    blocks += _facts(labels, told)
     target.parent.mkdir(parents=True, exist_ok=True)
     blocks += _curves(labels, records, target)
     first = next((i for i, result in enumerate(results) if result is not None), 0)

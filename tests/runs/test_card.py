@@ -105,6 +105,14 @@ def test_a_run_tells_what_its_folder_holds(tmp_path):
     assert text.endswith("*Written by `jaxnn card` from the files of `r`.*\n")
 
 
+def test_one_run_says_its_seed_and_that_there_is_no_spread(tmp_path, blank):
+    one, other = make(tmp_path / "a", seed=7), make(tmp_path / "b", seed=8)
+    assert cells(card(tmp_path, one), "seed") == ["7; one run: the spread over seeds is not known |"]
+    both = card(tmp_path, one, other)
+    assert "| seed |" not in both
+    assert "spread over seeds" not in both
+
+
 def test_where_data_lies_on_a_machine_is_not_told(tmp_path, blank):
     folder = make(tmp_path / "r")
     config = json.loads((tmp_path / "r" / "config.json").read_text())
