@@ -48,19 +48,25 @@ def decayed(core: optax.GradientTransformation, lr: optim.Schedule, **how: Any) 
     return optim.stages(core=core, decay=optim.decay(0.1, **how), lr=optim.scale_by_lr(lr))
 
 
-RACERS: Mapping[str, tuple[float, Callable[[optim.Schedule], optax.GradientTransformation]]] = {
-    "adamw": (3e-3, lambda lr: decayed(ADAM, lr)),
-    "cautious adamw": (3e-3, lambda lr: decayed(optim.cautious(ADAM), lr)),
-    "adamw, cautious decay": (3e-3, lambda lr: decayed(ADAM, lr, cautious=True)),
-    "adamw hyperball": (1e-2, lambda lr: optim.stages(a=ADAM, lr=optim.scale_by_lr(lr), ball=optim.hyperball())),
-    "lion": (5e-4, lambda lr: optim.lion(lr, weight_decay=0.5)),
-    "ademamix": (3e-3, lambda lr: decayed(optim.ademamix_core(b2=0.95, b3=0.999, alpha=2.0), lr)),
-    "mars": (3e-3, lambda lr: optim.mars(lr, weight_decay=0.1)),
-    "muon": (3e-3, lambda lr: optim.muon(lr, weight_decay=0.1)),
-    "normuon": (3e-3, lambda lr: optim.normuon(lr, weight_decay=0.1)),
-    "soap": (3e-3, lambda lr: optim.soap(lr, weight_decay=0.1)),
-    "schedule-free adamw": (3e-3, lambda lr: optim.schedule_free_adamw(lr, b2=0.95, weight_decay=0.1)),
-    "sgd": (0.1, lambda lr: optim.sgd(lr, 0.9, nesterov=True)),
+def slow_average(steps: int) -> optax.GradientTransformation:
+    """AdEMAMix with its paper's warm-ups over the run: without them its slow average never forgets the first steps."""
+    alpha, b3 = optim.alpha_warmup(2.0, steps), optim.b3_warmup(0.9, 0.999, steps)
+    return optim.ademamix_core(b2=0.999, b3=b3, alpha=alpha)
+
+
+RACERS: Mapping[str, tuple[float, Callable[[optim.Schedule, int], optax.GradientTransformation]]] = {
+    "adamw": (3e-3, lambda lr, steps: decayed(ADAM, lr)),
+    "cautious adamw": (3e-3, lambda lr, steps: decayed(optim.cautious(ADAM), lr)),
+    "adamw, cautious decay": (3e-3, lambda lr, steps: decayed(ADAM, lr, cautious=True)),
+    "adamw hyperball": (1e-2, lambda lr, steps: optim.stages(a=ADAM, lr=optim.scale_by_lr(lr), ball=optim.hyperball())),
+    "lion": (5e-4, lambda lr, steps: optim.lion(lr, weight_decay=0.5)),
+    "ademamix": (3e-3, lambda lr, steps: decayed(slow_average(steps), lr)),
+    "mars": (3e-3, lambda lr, steps: optim.mars(lr, weight_decay=0.1)),
+    "muon": (3e-3, lambda lr, steps: optim.muon(lr, weight_decay=0.1)),
+    "normuon": (3e-3, lambda lr, steps: optim.normuon(lr, weight_decay=0.1)),
+    "soap": (3e-3, lambda lr, steps: optim.soap(lr, weight_decay=0.1)),
+    "schedule-free adamw": (3e-3, lambda lr, steps: optim.schedule_free_adamw(lr, b2=0.95, weight_decay=0.1)),
+    "sgd": (0.1, lambda lr, steps: optim.sgd(lr, 0.9, nesterov=True)),
 }
 
 
@@ -81,7 +87,7 @@ def setup(name: str, cfg: Config) -> train.Setup:
     windows, scored = data.TextFiles(files, length=config.length), data.TextFiles(held_out, length=config.length)
     sample = data.Arrays(scored.take(np.arange(0, len(scored), max(1, len(scored) // 256))))
     task = train.supervised(models.GPT(config), losses.cross_entropy)
-    return train.Setup(task=task, tx=RACERS[name][1](schedule(name, cfg)), data=windows, validation=sample)
+    return train.Setup(task=task, tx=RACERS[name][1](schedule(name, cfg), cfg.steps), data=windows, validation=sample)
 
 
 def heat(name: str, seed: int, cfg: Config, out: Path) -> dict[str, Any]:
