@@ -12,10 +12,12 @@ import numpy as np
 import optax
 
 from jaxnn import tree
+from jaxnn.optim.compose import select
 from jaxnn.optim.compose.dtypes import decoded, encoded
 from jaxnn.optim.compose.fits import once
 from jaxnn.optim.compose.places import Place, abstract_init, places
 from jaxnn.optim.compose.quantize import Quantized
+from jaxnn.optim.compose.stacked import named
 from jaxnn.optim.compose.transformation import Transformation, walk
 from jaxnn.optim.hyper import short_path
 from jaxnn.report import html_table, text_table
@@ -76,10 +78,11 @@ def migrate(
 
     A leaf is carried over to where the same algorithm keeps the same thing of the same parameter, wherever in the chain
     that is: stages may be added, removed, renamed and wrapped, parameters may change their group, storage its dtype
-    (8-bit included), and optax's `chain`, `partition`, `masked` and `inject_hyperparams` are seen through. A moment is
-    not carried from one algorithm to another. Hyperparameters are those of `new_tx` where it writes another value than
-    `old_tx` did, else the state's. Stages without moments (the rate, decay) count on from where the old ones were; of
-    moments that all begin anew, as between `flat` and leaves, so do the count and what else corrects them.
+    (8-bit included), layers be `stacked` or no longer, and optax's `chain`, `partition`, `masked` and
+    `inject_hyperparams` are seen through. A moment is not carried from one algorithm to another. Hyperparameters are
+    those of `new_tx` where it writes another value than `old_tx` did, else the state's. Stages without moments (the
+    rate, decay) count on from where the old ones were; of moments that all begin anew, as between `flat` and leaves, so
+    do the count and what else corrects them.
 
     Args:
         old_state: A state of `old_tx`; concrete arrays. Kept arrays are shared with it, not copied.
@@ -95,16 +98,22 @@ def migrate(
     """
     _check(old_state, old_tx, params)
     flat = decoded(old_state)
-    old = list(places(flat, params))
+    old, stacks = list(places(flat, params)), _stacks(params)
     found: dict[Key, list[Place]] = {}
     for place in old:
-        found.setdefault(_key(place), []).append(place)
+        for part in (place, *_layers(place, stacks)):
+            found.setdefault(_key(part), []).append(part)
     written = _written(old_tx), _written(new_tx)
     start = new_tx.init(params)
     fresh, treedef = jax.tree.flatten(start, is_leaf=lambda x: isinstance(x, Quantized))
     targets = list(places(jax.eval_shape(decoded, start), params))
     common = _common_count(old)
     sources = [_source(target, found.get(_key(target), []), targets, common) for target in targets]
+    used: set[str] = set()
+    for i, target in enumerate(targets):
+        if sources[i] is None and (parts := _of_layers(target, found, stacks)):
+            sources[i] = parts[0]._replace(leaf=jnp.stack([part.leaf for part in parts]))
+            used.update(part.path for part in parts)
     reasons = [_refusal(source, target, written) for source, target in zip(sources, targets, strict=True)]
     anew = _begun_anew(targets, reasons)
     kept: dict[str, str] = {}
@@ -119,10 +128,43 @@ def migrate(
         else:
             why[target.path] = str(reason)
             leaves.append(leaf)
-    used = set(kept.values())
+    used.update(kept.values())
     dropped = tuple(place.path for place in old if place.path not in used and not _superseded(place))
     report = Migration(kept, why, dropped, tuple(tree.leaves_by_path(params)))
     return once(jax.tree.unflatten(treedef, leaves), params), report
+
+
+def _stacks(params: PyTree) -> dict[str, list[str]]:
+    """The paths of what `optim.stacked` would make of several parameters -> theirs, in order."""
+    known = jax.tree.leaves(select.leaves(params))
+    names, members = named(known, jax.tree.leaves(params))
+    return {name: [known[i].path for i in ids] for name, ids in zip(names, members, strict=True) if len(ids) > 1}
+
+
+def _layers(place: Place, stacks: Mapping[str, list[str]]) -> list[Place]:
+    """A stack of layers as places of the layers' own; [] of anything else."""
+    parts = tuple(place.inside.split("/"))
+    hit = tree.find_param(parts, tuple(stacks)) if place.remembers and place.param is None else None
+    paths = stacks["/".join(parts[hit[0] : hit[1]])] if hit else []
+    if not hit or np.shape(place.leaf)[0] != len(paths):
+        return []
+    own = place._replace(inside="/".join(parts[: hit[0]]), rest="/".join(parts[hit[1] :]))
+    shape = jax.ShapeDtypeStruct(np.shape(place.leaf)[1:], place.leaf.dtype)
+
+    def row(i: int) -> Any:  # by a number that is given: one program for all of them
+        return jax.lax.dynamic_index_in_dim(place.leaf, np.int32(i), keepdims=False)
+
+    abstract = isinstance(place.leaf, jax.ShapeDtypeStruct)
+    return [own._replace(param=path, leaf=shape if abstract else row(i)) for i, path in enumerate(paths)]
+
+
+def _of_layers(target: Place, found: Mapping[Key, list[Place]], stacks: Mapping[str, list[str]]) -> list[Place]:
+    """The leaves of which a stack is made; [] where there is none, or one is missing."""
+    layers = _layers(target, stacks)
+    sources = [_choose(found.get(_key(layer), []), layer) for layer in layers]
+    parts = [source for source in sources if isinstance(source, Place)]
+    fit = [np.shape(part.leaf) == np.shape(layer.leaf) for part, layer in zip(parts, layers)]
+    return parts if all(fit) and len(parts) == len(layers) else []
 
 
 def _check(state: PyTree, tx: optax.GradientTransformation, params: PyTree) -> None:

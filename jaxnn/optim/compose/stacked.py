@@ -52,7 +52,7 @@ def stacked(tx: optax.GradientTransformation) -> Transformation:
         optim.stages(muon=optim.stacked(optim.muon_core()), decay=optim.decay(0.1), lr=optim.scale_by_lr(1e-3))
 
     The price is a copy of gradients and parameters a step, as `flat`, and that the state has no leaf for each
-    parameter: `migrate` from a state by leaves begins anew. Sharded parameters would be gathered.
+    parameter; `migrate` goes from leaves to stacks and back. Sharded parameters would be gathered.
 
     Args:
         tx: A whole optimizer or a core; where its update is given no parameters, gradients must have their dtypes. It
@@ -128,6 +128,15 @@ def stacked(tx: optax.GradientTransformation) -> Transformation:
     return wrap("stacked", inner, init, update, facts=facts)
 
 
+def named(leaves: list[select.Leaf], like: list[Any]) -> tuple[list[str], list[list[int]]]:
+    """The stacks' paths, and for each the numbers of its leaves, in the order of their layers."""
+    kinds: dict[Any, list[int]] = {}
+    for i, (leaf, x) in enumerate(zip(leaves, like, strict=True)):
+        kinds.setdefault((unnumbered(leaf.path), leaf.shape, jax.dtypes.canonicalize_dtype(x.dtype)), []).append(i)
+    members = [sorted(ids, key=lambda i: order(leaves[i].path)) for ids in kinds.values()]
+    return _names([name for name, *_ in kinds], [leaves[ids[0]].path for ids in members]), members
+
+
 class _Stacks:
     """Which leaves of a tree are one, and under which names.
 
@@ -142,11 +151,7 @@ class _Stacks:
     def __init__(self, where: str, params: PyTree) -> None:
         self.like, self.treedef = jax.tree.flatten(params)
         self.leaves: list[select.Leaf] = jax.tree.leaves(select.leaves(params))
-        kinds: dict[Any, list[int]] = {}
-        for i, (leaf, x) in enumerate(zip(self.leaves, self.like, strict=True)):
-            kinds.setdefault((unnumbered(leaf.path), leaf.shape, jax.dtypes.canonicalize_dtype(x.dtype)), []).append(i)
-        self.members = [sorted(ids, key=lambda i: order(self.leaves[i].path)) for ids in kinds.values()]
-        self.names = _names([name for name, *_ in kinds], [self.leaves[ids[0]].path for ids in self.members])
+        self.names, self.members = named(self.leaves, self.like)
         twice, count = next(iter(collections.Counter(self.names).most_common(1)), ("", 0))
         if count > 1:
             raise ValueError(f"{where}: two leaves have the path {twice!r}. Give keys without '/'.")

@@ -11,16 +11,69 @@ from jaxnn import optim
 PARAMS = {"mlp": {"kernel": jnp.ones((64, 32)), "bias": jnp.ones((32,))}, "embedding": jnp.ones((16, 8))}
 
 
-def after(tx, steps=3):
-    state = tx.init(PARAMS)
+def after(tx, steps=3, params=PARAMS):
+    state = tx.init(params)
+    update = jax.jit(tx.update)
     for step in range(steps):
-        grads = jax.tree.map(lambda p, s=step: jnp.sin((s + 1) * p), PARAMS)
-        _, state = jax.jit(tx.update)(grads, state, PARAMS)
+        grads = jax.tree.map(lambda p, s=step: jnp.sin((s + 1) * p), params)
+        _, state = update(grads, state, params)
     return state
 
 
 def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+BLOCKS = {f"block_{i}": {"kernel": jnp.full((2, 3), 1.0 + i), "gain": jnp.full((), 0.1 * i)} for i in range(11)}
+
+
+def grouped(inside):
+    return optim.stages(
+        direction=optim.groups(
+            muon=(optim.ndim(2) & ~optim.path("embed"), inside(optim.muon_core())),
+            adam=(optim.otherwise, inside(optim.adam_core())),
+        ),
+        lr=optim.scale_by_lr(1e-2),
+    )
+
+
+STACKED = {
+    "adamw": (optim.adamw(1e-2), optim.stacked(optim.adamw(1e-2))),
+    "optax": (optax.adamw(1e-2, weight_decay=0.01), optim.stacked(optim.adamw(1e-2))),
+    "groups": (grouped(lambda tx: tx), grouped(optim.stacked)),
+    "around": (grouped(lambda tx: tx), optim.ema(optim.stacked(grouped(lambda tx: tx)))),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "adamw" else pytest.mark.slow) for name in STACKED]
+)
+def test_leaves_go_into_stacks_and_out_of_them(name):
+    """Kept for the embedding, begun anew for the layers, Adam's moments made steps of six times the rate."""
+    params = {**BLOCKS, "embed": jnp.ones((4, 3))}
+    pair = STACKED[name]
+    for old, new in [pair, pair[::-1]]:
+        state = after(old, 40, params)
+        moved, report = optim.migrate(state, old, new, params)
+        found, expected = (jax.jit(tx.update)(params, s, params)[0] for tx, s in ((new, moved), (old, state)))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-8), found, expected)
+        moments = [path for path in (*report.initialised, *report.dropped) if "/mu/" in path or "/nu/" in path]
+        assert not moments
+        assert "kept" in str(report)
+        assert jax.tree.structure(moved) == jax.tree.structure(new.init(params))
+
+
+def test_a_stack_of_other_layers_is_none():
+    """A layer more: nothing is carried over to a stack of which a part would begin anew."""
+    tx, fewer = optim.stacked(optim.adam(1e-2)), {f"block_{i}": BLOCKS[f"block_{i}"] for i in range(3)}
+    old = optim.stages(
+        adam=optim.groups(a=(optim.path("block_0"), optim.lion_core()), b=(optim.otherwise, optim.adam_core())),
+        lr=optim.scale_by_lr(1e-2),
+    )
+    moved, report = optim.migrate(after(old, 3, fewer), old, tx, fewer)
+    assert not any("adam/mu" in path for path in report.kept)
+    assert not np.any(optim.get(moved, "adam.mu")["block"]["kernel"])
+    assert int(optim.get(moved, "adam.hyper.count")) == 0
 
 
 def test_a_stage_is_added_and_another_renamed():
