@@ -52,6 +52,11 @@ def images(source: str, size: int) -> tuple[Any, Any, list[str]]:
         examples = data.ImageFolder(root / "train", (size, size))
         part = next((name for name in ("val", "test") if (root / name).is_dir()), "val")
         return examples, data.ImageFolder(root / part, (size, size), classes=examples.classes), examples.classes
+    if not any(root.glob("*images*idx3*")):
+        raise ValueError(
+            f"data.images: {source!r} holds no images. Tried: MNIST's four files, CIFAR's data_batch_1.bin and so on, "
+            "train/CLASS/* beside val/CLASS/*. Give such a folder, as `make data` makes .cache/fashion-mnist."
+        )
     names = FASHION if "fashion" in str(root) else [str(i) for i in range(10)]
     return data.mnist(root), data.mnist(root, "test"), names
 

@@ -69,5 +69,5 @@ def test_networks_take_small_grey_images(name):
 
 
 def test_missing_data_is_told_in_a_line():
-    with pytest.raises(ValueError, match=r"^data\.mnist: .*no train-images file.*make data"):
+    with pytest.raises(ValueError, match=r"^data\.images: .*MNIST.*data_batch_1\.bin.*train/CLASS.*make data"):
         image_classifier.build(image_classifier.Config(data="no/such/folder"))
