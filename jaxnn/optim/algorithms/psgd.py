@@ -145,7 +145,7 @@ def psgd_kron_core(
         waited = jnp.where(due, 0, state.waited + 1)
         return u, PSGDState(hypers, mu, left, right, waited, fits)
 
-    return Transformation(init, update, name="psgd_kron", hyper=hyper)
+    return Transformation(init, update, name="psgd_kron", hyper=hyper, facts={"draws": True})
 
 
 def apply(q: Array, x: Array, side: int, *, transpose: bool = False) -> Array:

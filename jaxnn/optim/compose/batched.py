@@ -30,13 +30,21 @@ def batched(tx: optax.GradientTransformation) -> Transformation:
             clipping by the global norm, belongs outside; it is refused where its state shows it.
 
     Raises:
-        ValueError: If there are groups inside; at trace time, if state that all leaves share depends on them.
+        ValueError: If there are groups inside, or what draws at random; at trace time, if state that all leaves share
+            depends on them.
     """
     where = "optim.batched"
     inner = inner_of(where, tx)
     if any(isinstance(part, Transformation) and "assign" in part.facts for _, part in walk(inner)):
         raise ValueError(
             f"{where}: {label(inner)} has groups inside. Write optim.groups(NAME=(predicate, optim.batched(...)), ...)."
+        )
+
+    draws = [part for _, part in walk(inner) if isinstance(part, Transformation) and part.facts.get("draws")]
+    if draws:
+        raise ValueError(
+            f"{where}: {label(draws[-1])} draws at random by layer, and would draw the same for all of a batch. Leave "
+            "it as it is, or outside: optim.with_state_dtype(optim.batched(...), ...)."
         )
 
     def update(

@@ -108,7 +108,7 @@ def with_state_dtype(
         leaves = [_encode(x, old, seed) for x, old, seed in zip(jax.tree.leaves(new), stored, seeds)]
         return updates, StoredState(state.count + 1, jax.tree.unflatten(treedef, leaves))
 
-    return wrap("with_state_dtype", inner, init, update)
+    return wrap("with_state_dtype", inner, init, update, facts={"draws": True} if rounding == "stochastic" else {})
 
 
 def decoded(state: PyTree) -> PyTree:

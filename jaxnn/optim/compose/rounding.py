@@ -140,7 +140,7 @@ def stochastic_rounding(tx: optax.GradientTransformation, seed: int = 0) -> Tran
 
         return jax.tree.map(one, params, updates, numbers), StochasticRoundingState(state.count + 1, new)
 
-    return wrap("stochastic_rounding", inner, init, update)
+    return wrap("stochastic_rounding", inner, init, update, facts={"draws": True})
 
 
 def step_to(target: Array, p: Array) -> Array:

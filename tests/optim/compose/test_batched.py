@@ -129,5 +129,9 @@ def test_what_couples_leaves_is_refused():
         ValueError, match=r"batched: stages asks for the groups' multipliers.*Put rate and decay outside"
     ):
         tx.update(params, tx.init(params), params)
+    for tx in (optim.psgd_kron_core(), optim.with_state_dtype(optim.adam_core(), jnp.bfloat16)):
+        with pytest.raises(ValueError, match=rf"optim.batched: {tx.name} draws at random by layer.*the same for all"):
+            optim.batched(optim.stages(core=tx))
+    optim.batched(optim.with_state_dtype(optim.adam_core(), jnp.bfloat16, rounding="nearest"))
     with pytest.raises(ValueError, match=r"optim.batched: groups has groups inside. Write optim.groups\(NAME="):
         optim.batched(optim.groups(adam=(optim.otherwise, optim.adam_core())))
