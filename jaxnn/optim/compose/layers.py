@@ -35,7 +35,7 @@ def numbers(leaves: Sequence[Leaf]) -> list[np.ndarray]:
     kinds: dict[tuple[str, tuple[int, ...]], list[int]] = {}
     for i, leaf in enumerate(leaves):
         kinds.setdefault((unnumbered(leaf.path), leaf.shape[leaf.role.stacked :]), []).append(i)
-    found = [np.empty(0, np.uint32)] * len(leaves)
+    found: list[np.ndarray] = [np.empty(0, np.uint32)] * len(leaves)
     for (name, shape), members in kinds.items():
         known = zlib.crc32(f"{name} {shape}".encode())
         first = 0

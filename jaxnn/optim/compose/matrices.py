@@ -170,7 +170,10 @@ def check_split_heads(where: str, split_heads: Any) -> SplitHeads:
 
 
 def in_stacks(
-    fn: Callable[..., tuple[Array, ...]], known: Sequence[View], *operands: Sequence[Array], by: Sequence[Any] = ()
+    fn: Callable[..., tuple[Array, ...]],
+    known: Sequence[View],
+    *operands: Sequence[Array | np.ndarray],
+    by: Sequence[Any] = (),
 ) -> tuple[list[Array], ...]:
     """`fn` once for all matrices of a shape: the operands of equal views are concatenated, the results taken apart.
 
