@@ -108,7 +108,7 @@ def build(cfg: Config, half: bool = False) -> train.Setup:
     epoch = -(-len(learned) // cfg.batch)
     is_vit = cfg.model.startswith("vit")
     peak = cfg.lr if cfg.lr is not None else 2e-3 if is_vit else 0.2
-    rate = optim.one_cycle(peak, cfg.epochs * epoch, warmup=0.2)
+    rate = optim.one_cycle(peak, max(2, cfg.epochs * epoch), warmup=0.2)  # few images may be one step
     if half:
         rate = optim.warmup(optim.cosine(peak, cfg.half_epochs * epoch, end=peak / 2), epoch // 2)
     elif cfg.half_epochs:

@@ -68,6 +68,16 @@ def test_networks_take_small_grey_images(name):
     assert out.shape == (1, 10)
 
 
+def test_fewer_images_than_a_batch_make_a_step(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    for part in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir(parents=True)
+            image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / part / name / "0.png")
+    setup = image_classifier.build(image_classifier.Config(data=str(tmp_path), size=8, epochs=1))
+    assert (len(setup.data), len(setup.validation)) == (2, 2)
+
+
 def test_missing_data_is_told_in_a_line():
     with pytest.raises(ValueError, match=r"^data\.images: .*MNIST.*data_batch_1\.bin.*train/CLASS.*make data"):
         image_classifier.build(image_classifier.Config(data="no/such/folder"))
