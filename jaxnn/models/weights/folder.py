@@ -276,7 +276,7 @@ def load(
     kind = said if isinstance(said, str) else None
     if model is not None or kind in images.FAMILIES:
         claimed = images.described(config) if model is None else None
-        pictured = model if claimed is None else claimed
+        pictured: Any = model if claimed is None else claimed
         if images.kind_of(pictured) is not None:  # others are refused by name
             pictured = given.changed("models.load", pictured, changes)
         return pictured, images.load(folder, pictured, _placer(place), dtype, init, claimed)
