@@ -39,11 +39,14 @@ def run(tx, params, count=3):
 DRAWING = {
     "psgd_kron": pytest.param(lambda: optim.psgd_kron(1e-2), jnp.float32, 0, marks=pytest.mark.slow),
     "rounding": (lambda: optim.stochastic_rounding(optim.adamw(1e-3)), jnp.bfloat16, 2e-3),
-    "storage": (lambda: optim.with_state_dtype(optim.adamw(1e-2), jnp.bfloat16), jnp.float32, 2e-3),
-    "storage_of_factors": (
+    "storage": pytest.param(
+        lambda: optim.with_state_dtype(optim.adamw(1e-2), jnp.bfloat16), jnp.float32, 2e-3, marks=pytest.mark.slow
+    ),
+    "storage_of_factors": pytest.param(
         lambda: optim.with_state_dtype(optim.adafactor(1e-2, min_dim=4), jnp.bfloat16),
         jnp.float32,
         2e-3,
+        marks=pytest.mark.slow,
     ),
 }
 
