@@ -82,7 +82,9 @@ def migrate(
     `inject_hyperparams` are seen through. A moment is not carried from one algorithm to another. Hyperparameters are
     those of `new_tx` where it writes another value than `old_tx` did, else the state's. Stages without moments (the
     rate, decay) count on from where the old ones were; of moments that all begin anew, as between `flat` and leaves, so
-    do the count and what else corrects them.
+    do the count and what else corrects them. Where only some do (a parameter is new, or changed its group), they share
+    the others' count: Adam's first steps of them are up to (1 - b1^k) / sqrt(1 - b2^k) = 6.6 times the rate. Warm the
+    rate up, or give new parameters a group.
 
     Args:
         old_state: A state of `old_tx`; concrete arrays. Kept arrays are shared with it, not copied.
