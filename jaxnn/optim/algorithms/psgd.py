@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.optim.compose import layers, select
+from jaxnn.optim.compose import factorizations, layers, select
 from jaxnn.optim.compose.matrices import View, in_stacks, views
 from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
 from jaxnn.optim.compose.select import Predicate, everything
@@ -164,7 +164,7 @@ def solve(q: Array, x: Array, side: int) -> Array:
         return x
     if q.ndim == 2:
         return x / (q[:, :, None] if side == 0 else q[:, None, :])
-    return jax.lax.linalg.triangular_solve(q, x, left_side=side == 0, lower=False, transpose_a=side == 0)
+    return factorizations.triangular_solve(q, x, left_side=side == 0, transpose_a=side == 0)
 
 
 def fit(ql: Array, qr: Array, g: Array, v: Array, rate: Array) -> tuple[Array, Array]:

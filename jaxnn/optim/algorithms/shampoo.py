@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxnn.optim.algorithms.adam import adam_core
+from jaxnn.optim.compose import factorizations
 from jaxnn.optim.compose.matrices import View, in_stacks, views
 from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
 from jaxnn.optim.compose.select import Predicate, everything
@@ -156,7 +157,7 @@ def inverse_root(stats: Array, power: float, eps: Array) -> Array:
     """(stats + eps)^-power of symmetric [B, d, d]; a side without statistics stays."""
     if not stats.shape[-1]:
         return stats
-    values, vectors = jnp.linalg.eigh(stats)
+    values, vectors = factorizations.eigenvectors(stats)
     rounding = jnp.finfo(jnp.float32).eps.astype(stats.dtype) * jnp.max(values, -1, keepdims=True)
     values = jnp.maximum(values, jnp.maximum(rounding, 0)) + eps.astype(stats.dtype)
     scaled = jnp.where(values > 0, values, 1) ** -power * (values > 0)

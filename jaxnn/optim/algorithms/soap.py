@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxnn.optim.compose import factorizations
 from jaxnn.optim.compose.matrices import View, in_stacks, views
 from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
 from jaxnn.optim.compose.select import Predicate, everything
@@ -168,7 +169,8 @@ def eigenbasis(stats: Array) -> Array:
     if not d:
         return stats
     size = jnp.trace(stats, axis1=-2, axis2=-1)[..., None, None] / d
-    return jnp.linalg.eigh(stats + 1e-6 * size * jnp.diag(jnp.linspace(1, 0, d, dtype=stats.dtype)))[1][..., ::-1]
+    ramp = jnp.diag(jnp.linspace(1, 0, d, dtype=stats.dtype))
+    return factorizations.eigenvectors(stats + 1e-6 * size * ramp)[1][..., ::-1]
 
 
 def next_basis(stats: Array, q: Array, nu: Array, axis: int) -> tuple[Array, Array]:
@@ -178,7 +180,7 @@ def next_basis(stats: Array, q: Array, nu: Array, axis: int) -> tuple[Array, Arr
     product = stats @ q
     order = jnp.argsort(-jnp.sum(q * product, -2), -1)
     nu = jnp.take_along_axis(nu, order[:, :, None] if axis == 1 else order[:, None, :], axis)
-    return nu, jnp.linalg.qr(jnp.take_along_axis(product, order[:, None, :], 2))[0]
+    return nu, factorizations.orthonormal(jnp.take_along_axis(product, order[:, None, :], 2))
 
 
 @registered(1e-2, "arXiv:2409.11321")
