@@ -226,15 +226,8 @@ class Arrays:
         Raises:
             ValueError: If a part would be empty.
         """
-        n = len(self)
-        count = round(n * fraction)
-        if not 0 < count < n:
-            raise ValueError(
-                f"data.Arrays.split: fraction {fraction} of {n} examples gives {count} and {n - count}. Tried: "
-                "rounding. Give a fraction that leaves at least one example on each side."
-            )
-        places = order.permute(np.arange(n), n, order.fold(seed))
-        return self._of(self.take(np.sort(places[:count]))), self._of(self.take(np.sort(places[count:])))
+        first, second = order.split("data.Arrays.split", "examples", len(self), fraction, seed)
+        return self._of(self.take(first)), self._of(self.take(second))
 
     def take(self, index: HostArray) -> dict[str, HostArray]:
         """The examples `index` [B]: a fresh array [B, ...] for each name.

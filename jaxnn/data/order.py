@@ -167,6 +167,28 @@ def _permuted(index: HostArray, n: int, keys: HostArray) -> HostArray:
     return place
 
 
+def split(where: str, what: str, n: int, fraction: float, seed: int) -> tuple[HostArray, HostArray]:
+    """Two disjoint parts of [0, n), together all of it, drawn at random, each ascending: int64 [m], [n - m].
+
+    Args:
+        where: Who asks.
+        what: What is numbered, "examples".
+        n: How many there are.
+        fraction: Share of the first part, in (0, 1).
+        seed: The parts are a function of it and of `n`.
+
+    Raises:
+        ValueError: If a part would be empty.
+    """
+    count = round(n * fraction) if isinstance(fraction, (int, float)) and np.isfinite(fraction) else 0
+    if not 0 < count < n:
+        raise ValueError(
+            f"{where}: fraction {fraction!r} of {n} {what}. Tried: at least one on each side. Give a share such as 0.8."
+        )
+    places = permute(np.arange(n), n, fold(seed))
+    return np.sort(places[:count]), np.sort(places[count:])
+
+
 def steps_per_epoch(n: int, batch_size: int) -> int:
     """Data steps that show each of `n` examples once, the last one ragged where `batch_size` does not divide `n`."""
     _check_sizes("steps_per_epoch", n, batch_size)

@@ -87,16 +87,8 @@ class Texts:
         Raises:
             ValueError: If a part would be empty.
         """
-        n = len(self)
-        count = round(n * fraction) if isinstance(fraction, (int, float)) else 0
-        if not 0 < count < n:
-            raise ValueError(
-                f"data.Texts.split: fraction {fraction!r} of {n} texts. Tried: at least one on each side. Give a share "
-                "such as 0.8."
-            )
-        places = order.permute(np.arange(n), n, order.fold(seed))
-        first, second = (self._rows(np.sort(part)) for part in (places[:count], places[count:]))
-        return first, second
+        first, second = order.split("data.Texts.split", "texts", len(self), fraction, seed)
+        return self._rows(first), self._rows(second)
 
     def _rows(self, rows: HostArray) -> "Texts":
         chosen = [None if side is None else [side[i] for i in rows] for side in (self.texts, self.pairs)]

@@ -245,16 +245,9 @@ class CSV:
         Raises:
             ValueError: If a part would be empty.
         """
-        n = len(self)
-        count = round(n * fraction)
-        if not 0 < count < n:
-            raise ValueError(
-                f"data.CSV.split: fraction {fraction} of {n} rows gives {count} and {n - count}. Tried: rounding. Give "
-                "a fraction that leaves at least one row on each side."
-            )
-        places = order.permute(np.arange(n), n, order.fold(seed))
-        first = self._rows(np.sort(places[:count]), None)
-        return first, self._rows(np.sort(places[count:]), first._scales)
+        one, other = order.split("data.CSV.split", "rows", len(self), fraction, seed)
+        first = self._rows(one, None)
+        return first, self._rows(other, first._scales)
 
     def read(self, path: str | os.PathLike[str], *, unseen: Literal["error", "zeros"] = "error") -> "CSV":
         """Another file with the same columns, by name: encoded as this one, by this one's statistics.
