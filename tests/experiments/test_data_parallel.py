@@ -29,7 +29,7 @@ def test_two_strategies_and_a_resumption(tmp_path, monkeypatch):
     for said in ("zero2 on 2, last loss", "reduce-scatter", "`lr`", "optax", "card_2_devices_less_one.png"):
         assert said in card
 
-    monkeypatch.setattr(data_parallel, "trained", None)  # what is there is not trained again
+    monkeypatch.setattr(data_parallel, "trained", pytest.fail)  # what is there is not trained again
     assert data_parallel.main(dataclasses.replace(cfg, resume=True)) == runs
 
 

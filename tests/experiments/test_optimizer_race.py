@@ -40,7 +40,7 @@ def test_a_race_of_two(tmp_path, monkeypatch):
     again = dataclasses.replace(cfg, resume=True)
     with pytest.raises(ValueError, match=r"another config: config.steps: 6 -> 7"):
         race.main(dataclasses.replace(again, steps=7))
-    monkeypatch.setattr(race, "heat", None)  # what is there is not run again; it is measured
+    monkeypatch.setattr(race, "heat", pytest.fail)  # what is there is not run again; it is measured
     shown = race.main(dataclasses.replace(again, time_s=0.3))
     assert [row.optimizer for row in shown] == [row.optimizer for row in rows]
     assert "MB a step" in (tmp_path / "card.md").read_text()
