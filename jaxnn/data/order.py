@@ -183,7 +183,8 @@ def split(where: str, what: str, n: int, fraction: float, seed: int) -> tuple[Ho
     count = round(n * fraction) if isinstance(fraction, (int, float)) and np.isfinite(fraction) else 0
     if not 0 < count < n:
         raise ValueError(
-            f"{where}: fraction {fraction!r} of {n} {what}. Tried: at least one on each side. Give a share such as 0.8."
+            f"{where}: fraction {fraction!r} of {n} {what} gives {count} and {n - count}. Tried: at least one on each "
+            "side. Give a share such as 0.8."
         )
     places = permute(np.arange(n), n, fold(seed))
     return np.sort(places[:count]), np.sort(places[count:])

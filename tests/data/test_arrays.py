@@ -124,8 +124,8 @@ BAD = [
     (lambda: Arrays(np.array([1.0, -1e39])), ValueError, r"-1e\+39 in example 1, out of the range of float32"),
     (lambda: Arrays(np.arange(3))[1], TypeError, "index 1"),
     (lambda: Arrays(np.arange(3))[5:], ValueError, "selects none of 3 examples"),
-    (lambda: Arrays(np.arange(3)).split(0.1), ValueError, "fraction 0.1 of 3 examples"),
-    (lambda: Arrays(np.arange(3)).split(1.0), ValueError, "fraction 1.0 of 3 examples"),
+    (lambda: Arrays(np.arange(3)).split(0.1), ValueError, "fraction 0.1 of 3 examples gives 0 and 3"),
+    (lambda: Arrays(np.arange(3)).split(1.0), ValueError, "fraction 1.0 of 3 examples gives 3 and 0"),
 ]
 
 
