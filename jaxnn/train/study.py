@@ -104,11 +104,11 @@ class Study:
         except KeyboardInterrupt as error:
             kept = f"{len(self.parts)} parts are kept in {self.folder.path}"
             raise Interrupted(f"{WHERE}: interrupted; {kept}.", None, signal.SIGINT, self.folder) from error
-        part = _plain({**key, **found}, key)
+        part = _plain({**key, **found, **key}, key)
         self.parts.append(part)
         if self.folder.writes:
             write_atomic(self._file, "".join(json.dumps(row) + "\n" for row in self.parts).encode())
-        self.folder.journal.append("part", len(self.parts), **key, **usage())
+        self.folder.journal.append("part", len(self.parts), key=dict(key), **usage())
         return part
 
     def conclude(self, result: Mapping[str, float], params: PyTree, step: int, *sections: Section) -> None:

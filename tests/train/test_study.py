@@ -47,6 +47,16 @@ def test_a_part_is_made_once_and_comes_back_as_it_was(tmp_path):
     assert events == ["start", "part", "part", "resume", "part", "end", "result"]
 
 
+def test_a_key_may_have_any_name_and_stays_what_it_is(tmp_path):
+    """Keys were fields of a journal's entry, which has a step and an event of its own."""
+    key = {"step": 3, "event": "late", "cpu_s": 1}
+    with study(tmp_path / "s") as first:
+        made = first.once(key, lambda: {"step": 4, "loss": 1.0})
+        assert made == {**key, "loss": 1.0}
+    with study(tmp_path / "s", True) as again:
+        assert again.once(key, refuse) == made
+
+
 def test_other_settings_and_a_folder_in_use_are_refused(tmp_path):
     with study(tmp_path / "s"):
         with pytest.raises(ValueError, match="already holds a run"):
