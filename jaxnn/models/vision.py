@@ -1,6 +1,6 @@
 """What the image families share: checks of what they are given, presets by name, pooling with padding."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,8 +11,15 @@ from jaxnn.tree import describe
 from jaxnn.typing import Array
 
 
-def check_input(where: str, x: Array, channels: int, smallest: int = 1) -> None:
+def check_input(where: str, x: Array, channels: int, smallest: int = 1, instead: Sequence[str] = ()) -> None:
     """Refuses what is no batch of images of the model's channels, is empty, or too small for its strides.
+
+    Args:
+        where: The model, for the message.
+        x: What it was given.
+        channels: Of its images.
+        smallest: Pixels a side.
+        instead: What could be written for smaller images.
 
     Raises:
         ValueError: If `x` is not [B, H, W, channels], B at least 1, with at least `smallest` pixels a side.
@@ -35,9 +42,10 @@ def check_input(where: str, x: Array, channels: int, smallest: int = 1) -> None:
     if not x.shape[0]:
         raise ValueError(f"models.{where}: x is {describe(x)}, no image. Tried: a batch of them. Give at least one.")
     if min(x.shape[1:3]) < smallest:
+        choices = "".join(f", or write {choice}" for choice in instead)
         raise ValueError(
             f"models.{where}: x is {describe(x)}. Tried: at least {smallest} pixels a side, or nothing is left after "
-            f"its strides. Resize the images, or take a model with a small stem."
+            f"its strides. Resize the images{choices}."
         )
 
 

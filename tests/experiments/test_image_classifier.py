@@ -19,7 +19,7 @@ def few(source, size):
 
 def test_a_few_steps_over_halves_then_wholes(monkeypatch, tmp_path):
     monkeypatch.setattr(image_classifier, "images", few)
-    network = lambda name, shape, classes: image_classifier.models.ResNet(  # noqa: E731
+    network = lambda name, shape, classes, side: image_classifier.models.ResNet(  # noqa: E731
         image_classifier.models.ResNetConfig(stages=(1,), widths=(4,), channels=1, form="lax")
     )
     monkeypatch.setattr(image_classifier, "network", network)
@@ -61,11 +61,21 @@ def test_folders_of_images_are_read_in_the_order_of_the_training_classes(tmp_pat
 def test_networks_take_small_grey_images(name):
     import jax
 
-    size = 75 if name == "inception" else 28
-    model = image_classifier.network(name, (size, size, 1), 10)
-    x = jax.ShapeDtypeStruct((1, size, size, 1), np.float32)
+    model = image_classifier.network(name, (28, 28, 1), 10, 28)
+    x = jax.ShapeDtypeStruct((1, 28, 28, 1), np.float32)
     out = jax.eval_shape(lambda k, x: model.init_with_output(k, x)[0], jax.random.key(0), x)
     assert out.shape == (1, 10)
+
+
+def test_inceptions_stem_goes_by_the_size_of_whole_images(monkeypatch):
+    stem = lambda side, whole: image_classifier.network("inception", (side, side, 1), 10, whole).config.stem  # noqa: E731
+    assert [stem(28, 28), stem(74, 74), stem(75, 75), stem(40, 80)] == ["small", "small", "imagenet", "imagenet"]
+    sides = []
+    monkeypatch.setattr(image_classifier, "images", few)
+    monkeypatch.setattr(image_classifier, "network", lambda name, shape, classes, side: sides.append((shape, side)))
+    monkeypatch.setattr(image_classifier.train, "supervised", lambda *args: None)
+    image_classifier.build(image_classifier.Config(model="inception", half_epochs=1), half=True)
+    assert sides == [((14, 14, 1), 28)]
 
 
 def test_fewer_images_than_a_batch_make_a_step(tmp_path):

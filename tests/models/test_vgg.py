@@ -36,7 +36,7 @@ def test_dropout_is_drawn_in_training_only():
 
 
 def test_bad_input_is_told():
-    with pytest.raises(ValueError, match=r"models\.VGG: x is float32\[1, 28, 28, 3\].*at least 32 pixels"):
+    with pytest.raises(ValueError, match=r"models\.VGG: x is float32\[1, 28, 28, 3\].*at least 32 .*head='small'"):
         init(models.VGGConfig.preset("vgg11"), (1, 28, 28, 3))
     with pytest.raises(ValueError, match=r"channels=1 in the config"):
         init(models.VGGConfig.preset("vgg11"), (1, 64, 64, 1))

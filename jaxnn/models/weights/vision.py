@@ -217,7 +217,7 @@ def from_torchvision(module: nn.Module, state_dict: Mapping[str, Any], *, init: 
 
     Args:
         module: A `ResNet`, `VGG`, `Inception` or `ViT` of the same architecture; ResNets for small images have the
-            names that torchvision's would.
+            names that torchvision's would, and an Inception has the same with either stem.
         state_dict: Tensors by name, as anything that NumPy reads: `weights.pickled` reads a .pth file so.
         init: Typed key: a head that is not there, or is of another number of classes than the module's, is drawn from
             its initialisers. None refuses.
