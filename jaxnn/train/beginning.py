@@ -127,6 +127,36 @@ def check_beginning(where: str, variables: tuple[Params, ModelState], begin: Beg
     check_given(where, variables[1], begin.model_state, depth=2, advice=advice)
 
 
+def check_frozen(where: str, params: Params, begin: Beginning | None, frozen: Callable[[str], bool]) -> None:
+    """Refuses to draw, without a word, what no step changes: it would stay at random. `init_from={}` is that word.
+
+    Args:
+        where: Who asks.
+        params: Shapes of the task's.
+        begin: What there is to begin with, or None.
+        frozen: Which parameters, by path, no step changes.
+
+    Raises:
+        ValueError: If something is given, or nothing at all, and an entry of such parameters is not.
+    """
+    if begin is not None and not tree.leaves_by_path(begin.params) and not begin.model_state:
+        return
+    held = set() if begin is None else tree.leaves_by_path(begin.params).keys()
+    lacking = sorted({path.split("/")[0] for path in tree.leaves_by_path(params) if frozen(path)} - _tops(held))
+    if lacking:
+        name, given = lacking[0], "is None" if begin is None else f"has {sorted(_tops(held))} alone"
+        others = "" if begin is None else " beside those"
+        raise ValueError(
+            f"{where}: init_from {given}, and {name!r}, which no step changes, would stay as it is drawn at random. "
+            f"Tried: the parameters that the rest belongs to. Write init_from={{{name!r}: params}}{others}; "
+            "init_from={} where all is to be drawn."
+        )
+
+
+def _tops(paths: Collection[str]) -> set[str]:
+    return {path.split("/")[0] for path in paths}
+
+
 def fingerprint(params: Params, frozen: Callable[[str], bool]) -> str:
     """A checksum of the parameters that never change: 8 hexadecimal digits."""
     crc = 0
@@ -175,7 +205,7 @@ def told(source: Source, validation: Source | None, init_from: Any, out: str | o
     said: dict[str, Any] = {"data": _said(source)}
     if validation is not None:
         said |= {"validation": _said(validation), "validation_examples": len(validation)}
-    if init_from is not None:
+    if init_from is not None and not (isinstance(init_from, Mapping) and not init_from):
         held = getattr(init_from, "folder", None)
         path = init_from if isinstance(init_from, (str, os.PathLike)) else getattr(held, "path", None)
         said["init_from"] = "given parameters" if path is None else os.path.relpath(path, out)

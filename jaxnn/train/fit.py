@@ -79,9 +79,11 @@ def fit(
             one member's run. A member that diverges does not stop the others.
         config: The experiment's config as JSON, recorded; a resume with another one is refused.
         init_from: Where the first parameters come from: a tree of them, a `Run` or `State`, or the folder of a run or
-            of one of its checkpoints. Top-level entries that it lacks are begun anew. BatchNorm's statistics come from
-            a run, a state or a folder too, and from variables, {"params": ..., "batch_stats": ...}. A resumed run goes
-            on from its checkpoint, and needs it only for parameters that checkpoints leave out (`with_lora`).
+            of one of its checkpoints. Top-level entries that it lacks are begun anew, save those that no step changes
+            (`with_lora`'s base): they are drawn where it is {}, and refused where it has others or is None.
+            BatchNorm's statistics come from a run, a state or a folder too, and from variables, {"params": ...,
+            "batch_stats": ...}. A resumed run goes on from its checkpoint, and needs it only for parameters that
+            checkpoints leave out (`with_lora`).
 
     Returns:
         The run: its last state, its history, and why it stopped early if it did.

@@ -19,8 +19,8 @@ def with_lora(task: Task, spec: LoRA) -> Task:
     """The task whose parameters are {"base": the task's, "lora": adapters}, and whose loss sees both as one.
 
     No gradient reaches the base: it is zero there. Keep it as it is by `optim.groups(lora=(optim.path("^lora/"), tx),
-    base=(optim.otherwise, optim.frozen))`. Checkpoints of a run leave it out, and a resumed run takes it from
-    `init_from` again.
+    base=(optim.otherwise, optim.frozen))`. `fit` wants `init_from={"base": params}`, or {} for one drawn at random.
+    Checkpoints of a run leave the base out, and a resumed run takes it from `init_from` again.
 
     Args:
         task: What is learned, of any model family.

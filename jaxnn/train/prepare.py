@@ -238,6 +238,8 @@ def prepare(
         begin = beginning.given(WHERE, init_from, variables[0].keys() if isinstance(variables[0], Mapping) else ())
         beginning.check_beginning(WHERE, variables, begin)
         given = lambda *drawn: tuple(map(beginning.begun_from, drawn, begin))  # noqa: E731
+    if task.frozen is not None:
+        beginning.check_frozen(WHERE, variables[0], begin, task.frozen)
     reported, lookups = checks.loss_shapes(WHERE, task, variables, batch)
     values.within(WHERE, batch, lookups, "the first batch")
     declared = lambda: roles(task, batch)  # noqa: E731

@@ -115,8 +115,31 @@ def test_a_loaded_run_has_the_base_that_it_began_with(setting, tmp_path):
         with pytest.raises(ValueError, match=rf"train\.load_state: init_from: .*{words}.*Give what `fit` was given"):
             train.load_state(tmp_path / "given", adapted, tx, source, init_from=init_from)
     # A base that was drawn is drawn again, by the run's seed.
-    drawn = train.fit(adapted, tx, source, out=tmp_path / "drawn", **settings)
-    equal(train.load_state(tmp_path / "drawn", adapted, tx, source).params, drawn.state.params)
+    drawn = train.fit(adapted, tx, source, out=tmp_path / "drawn", init_from={}, **settings)
+    state = train.load_state(tmp_path / "drawn", adapted, tx, source, init_from={})
+    equal(state.params, drawn.state.params)
+    began = {name: (tmp_path / name / "journal.jsonl").read_text() for name in ("given", "drawn")}
+    assert "given parameters" in began["given"]
+    assert "init_from" not in began["drawn"]
+
+
+def test_a_base_at_random_must_be_asked_for(setting, tmp_path):
+    """Nothing learns it: adapters of no base, and a folder of adapters, whose checkpoints have none, are refused."""
+    task, source, base = setting
+    adapted = train.with_lora(task, spec(base))
+    fit = lambda init_from, **more: train.fit(  # noqa: E731
+        adapted, adapters_only(), source, batch_size=8, steps=1, init_from=init_from, **more
+    )
+    with pytest.raises(ValueError, match=r"^train\.fit: init_from is None, and 'base'.*random.*init_from=\{'base': "):
+        fit(None)
+    first = fit({"base": base}, out=tmp_path / "first")
+    for only in (tmp_path / "first", {"lora": first.state.params["lora"]}):
+        with pytest.raises(ValueError, match=r"init_from has \['lora'\] alone, and 'base'.*'base': params\} beside"):
+            fit(only)
+    again = fit(first)
+    equal(again.state.params["base"], base)
+    drawn = fit({}, seed=3)
+    assert np.abs(np.asarray(jax.tree.leaves(drawn.state.params["base"])[1]) - jax.tree.leaves(base)[1]).max() > 0
 
 
 def test_parameters_of_the_base_alone_are_told_where_they_belong(setting):
