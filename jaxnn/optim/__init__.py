@@ -66,6 +66,7 @@ from jaxnn.optim.compose.dtypes import Blockwise as Blockwise, q8 as q8, with_st
 from jaxnn.optim.compose.evaluated import eval_params as eval_params
 from jaxnn.optim.compose.flat import flat as flat
 from jaxnn.optim.compose.groups import group as group, groups as groups
+from jaxnn.optim.compose.hyper_access import constants as constants, hyper as hyper, set_hyper as set_hyper
 from jaxnn.optim.compose.matrices import Heads as Heads
 from jaxnn.optim.compose.measures import metrics as metrics
 from jaxnn.optim.compose.migrate import migrate as migrate
@@ -96,7 +97,6 @@ from jaxnn.optim.compose.transformation import (
     schedule_domains as schedule_domains,
     schedules_of as schedules_of,
 )
-from jaxnn.optim.hyper import constants as constants, hyper as hyper, set_hyper as set_hyper
 from jaxnn.optim.population import Population as Population, grid as grid, members as members
 from jaxnn.optim.schedules import (
     Schedule as Schedule,

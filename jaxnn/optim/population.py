@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.optim.hyper import ANY, MULTIPLIER, NONNEGATIVE, check_number, set_hyper, wanted_values
+from jaxnn.optim.compose.hyper_access import set_hyper, wanted_values
+from jaxnn.optim.hyper import ANY, MULTIPLIER, NONNEGATIVE, check_number
 from jaxnn.typing import PyTree
 
 

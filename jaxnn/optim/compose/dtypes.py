@@ -13,12 +13,12 @@ import numpy as np
 import optax
 
 from jaxnn.optim.compose import layers, select
+from jaxnn.optim.compose.hyper_access import short_path
 from jaxnn.optim.compose.places import Place, places
 from jaxnn.optim.compose.quantize import SMALLEST, Quantized, dequantize, quantize
 from jaxnn.optim.compose.rounding import dither, hash_bits, round_stochastically
 from jaxnn.optim.compose.transformation import Context, Transformation, apply_part
 from jaxnn.optim.compose.wrapping import inner_of, wrap
-from jaxnn.optim.hyper import short_path
 from jaxnn.typing import Array, PyTree
 
 

@@ -15,11 +15,11 @@ from jaxnn import tree
 from jaxnn.optim.compose import select
 from jaxnn.optim.compose.dtypes import decoded, encoded
 from jaxnn.optim.compose.fits import once
+from jaxnn.optim.compose.hyper_access import short_path
 from jaxnn.optim.compose.places import Place, abstract_init, places
 from jaxnn.optim.compose.quantize import Quantized
 from jaxnn.optim.compose.stacked import named
 from jaxnn.optim.compose.transformation import Transformation, walk
-from jaxnn.optim.hyper import short_path
 from jaxnn.report import html_table, text_table
 from jaxnn.typing import PyTree
 
