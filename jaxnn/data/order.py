@@ -35,7 +35,7 @@ def _check_sizes(name: str, n: int, batch_size: int) -> None:
         raise ValueError(f"order.{name}: batch_size is {batch_size}. Give at least 1 example a step.")
 
 
-def _splitmix(x: HostArray) -> HostArray:
+def splitmix(x: HostArray) -> HostArray:
     """The output function of splitmix64 on uint64 [...]: a bijection whose every output bit depends on every input bit.
 
     Source:
@@ -56,9 +56,9 @@ def _as_words(x: object) -> HostArray:
 
 def fold(seed: int, *values: object) -> HostArray:
     """A 64-bit key from a seed and further integers (scalars or arrays that broadcast): uint64, rank 1 or more."""
-    key = _splitmix(_as_words(seed))
+    key = splitmix(_as_words(seed))
     for value in values:
-        key = _splitmix(key ^ _splitmix(_as_words(value)))
+        key = splitmix(key ^ splitmix(_as_words(value)))
     return key
 
 
@@ -141,7 +141,7 @@ def permute(index: HostArray, n: int, key: object) -> HostArray:
 def _round_keys(key: HostArray, n: int) -> HostArray:
     """The network's keys, a round after the other: uint32 [rounds, *key.shape]."""
     rounds = np.arange(_ROUNDS_SMALL if n <= _SMALL else _ROUNDS, dtype=np.uint64)
-    return (_splitmix(key + rounds.reshape(-1, *[1] * key.ndim)) >> np.uint64(32)).astype(np.uint32)
+    return (splitmix(key + rounds.reshape(-1, *[1] * key.ndim)) >> np.uint64(32)).astype(np.uint32)
 
 
 def _permuted(index: HostArray, n: int, keys: HostArray) -> HostArray:

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxnn.data.arrays import take_rows
 from jaxnn.data.given import example_numbers, is_whole
-from jaxnn.data.order import _splitmix
+from jaxnn.data.order import splitmix
 from jaxnn.data.tokenizers import Encoded
 from jaxnn.data.transforms import Examples
 from jaxnn.tree import describe
@@ -200,7 +200,7 @@ def masked_tokens(
         x = examples["x"]
         wide = words.astype(np.uint64)
         seeds = (wide[:, :1] << np.uint64(32)) | wide[:, 1:2]
-        bits = _splitmix(_splitmix(seeds) + np.arange(x.shape[1], dtype=np.uint64))
+        bits = splitmix(splitmix(seeds) + np.arange(x.shape[1], dtype=np.uint64))
         chosen = (bits & np.uint64(0xFFFF)) < np.uint64(round(rate * 2**16))
         chosen &= ~np.isin(x, np.asarray([mask, *special]))
         if most is not None:
