@@ -172,6 +172,36 @@ def tuned(cfg: Config, params: Params | None, seed: int) -> float:
     return float(train.evaluate(run.task, run.state, held_out)["accuracy"])
 
 
+def around(tokens: data.Tokenizer, row: np.ndarray, at: int) -> str:
+    """The text of a row of tokens: [?] stands for the hidden one at `at`, ... for other hidden ones."""
+    parts, begin = [], 0
+    for i in np.flatnonzero(row == tokens.mask):
+        parts += [tokens.decode(row[begin:i]), "[?]" if i == at else "..."]
+        begin = i + 1
+    return " ".join([*parts, tokens.decode(row[begin:])]).strip()
+
+
+def guesses(cfg: Config, run: train.Run) -> list[list[str]]:
+    """A hidden token of each of a dozen held-out rows: what stands around it, the token, the likeliest three."""
+    tokens, texts = words(cfg), prose(cfg.data)[1]
+    rows = hidden(cfg, texts[:: max(1, len(texts) // 12)])
+    seen = rows.take(np.arange(0, len(rows), max(1, len(rows) // 12))[:12], step=0)
+    likely = jax.nn.softmax(train.predict(run.task, run.state, data.Arrays(seen)))
+    found = []
+    for i, (x, segment, places) in enumerate(zip(seen["x"], seen["segment"], seen["places"])):
+        shown = np.flatnonzero((seen["weights"][i] > 0) & (x[places] == tokens.mask))  # some hidden ones stay as read
+        if not shown.size:
+            continue
+        n = shown[len(shown) // 2]
+        at = places[n]
+        near = np.arange(max(0, at - 12), min(len(x), at + 13))
+        near = near[segment[near] == segment[at]]
+        best = np.argsort(-likely[i, n])[:3]
+        said = ", ".join(f"{tokens.decode(t[None])} {likely[i, n, t]:.2f}" for t in best)
+        found.append([around(tokens, x[near], int(at - near[0])), tokens.decode(seen["y"][i, n, None]), said])
+    return found
+
+
 def main(cfg: Config) -> dict[str, float]:
     """Pretrains, fine-tunes both ways, and says what it was worth."""
     parallel.compilation_cache()
@@ -195,7 +225,8 @@ def main(cfg: Config) -> dict[str, float]:
     for name, values in (("pretrained", ours), ("scratch", theirs), ("gain", ours - theirs)):
         result |= {name: values.mean(), f"{name}_spread": values.std(ddof=min(1, len(values) - 1))}
     table = runs.Section("What it is worth", rows, ["seed", "held-out accuracy, pretrained", "from scratch"])
-    return train.conclude(run, result, table)
+    samples = runs.Section("Hidden tokens of held-out prose", guesses(cfg, run), ["as read", "hidden", "guessed"])
+    return train.conclude(run, result, table, samples)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,30 @@ def test_pretraining_runs_on_docstrings(tmp_path, monkeypatch, capsys):
     again = mlm_pretrain.main(dataclasses.replace(cfg, resume=True, tuning=dataclasses.replace(tuning, labels=4)))
     assert again["prose_loss"] == result["prose_loss"]
     assert "prose_loss" in capsys.readouterr().out
+    assert "[?]" in (tmp_path / "run" / "card.md").read_text()
+
+
+def test_hidden_tokens_are_shown_with_what_the_model_puts_there(monkeypatch):
+    monkeypatch.setattr(mlm_pretrain, "docstrings", lambda: DOCS)
+    cfg = mlm_pretrain.Config(data="none", snippets="none", vocab=300, width=16, length=32, hide=0.4)
+    tokens = mlm_pretrain.words(cfg)
+
+    class Run:
+        task = state = None
+
+    def predict(task, state, source):
+        """The truth at every place, twice as likely as the token after it."""
+        truth = source.arrays["y"][..., None]
+        ids = np.arange(tokens.vocab)
+        return np.log(np.where(ids == truth, 0.6, np.where(ids == (truth + 1) % tokens.vocab, 0.3, 1e-6)))
+
+    monkeypatch.setattr(mlm_pretrain.train, "predict", predict)
+    rows = mlm_pretrain.guesses(cfg, Run())
+    assert 2 <= len(rows) <= 12
+    assert all(said.startswith(f"{truth} 0.67, ") and text.count("[?]") == 1 for text, truth, said in rows)
+    row = np.array(tokens.encode(["what it makes of them"]).ids)
+    row[[1, 3]] = tokens.mask
+    assert mlm_pretrain.around(tokens, row, 3) == "... it [?] of them"
 
 
 def test_the_tuned_network_begins_with_the_pretrained_encoder(monkeypatch):
