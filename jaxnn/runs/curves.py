@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NOT_VALUES = ("step", "epoch", "partial", "nonfinite_step", "nonfinite_name")
+RATES = ("lr", "learning_rate")  # jaxnn's name, optax's
 LAST = ("learning_rate", "grad_norm")  # of the families, in this order
 POINTS = 800  # of a line: more than a figure's width in pixels, and a megabyte of SVG at 20 figures
 FIGURES = 12  # of values; each costs some 60 ms
@@ -76,12 +77,19 @@ def title(name: str) -> str:
 
 
 def log_scale(name: str, lines: Iterable[Line]) -> bool:
-    """Whether a logarithmic axis shows these values better: all positive, over more than a factor of 20."""
-    if family(name) == "learning_rate":
+    """Whether a logarithmic axis shows these values better: all positive, over more than a factor of 20.
+
+    Rates do not want it, nor shares that grow, as accuracies do: their end would be a sliver.
+    """
+    if family(name) in RATES:
         return False
-    values = np.concatenate([values for _, values in lines])
-    finite = values[np.isfinite(values)]
-    return len(finite) > 0 and bool(finite.min() > 0 and finite.max() > 20 * finite.min())
+    every = [values[np.isfinite(values)] for _, values in lines]
+    every = [values for values in every if len(values)]
+    if not every:
+        return False
+    low, high = min(values.min() for values in every), max(values.max() for values in every)
+    grows = all(values[-1] >= values[0] for values in every)
+    return bool(low > 0 and high > 20 * low and not (grows and high <= 1))
 
 
 def best(steps: np.ndarray, values: np.ndarray, mode: str | None) -> tuple[float, int] | None:
