@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -237,6 +238,18 @@ def piecewise(start: float, factors: Mapping[int, float]) -> Schedule:
     return Schedule(fn, f"piecewise({a:g}, {{{text}}})", float(levels.max()), None, shown)
 
 
+def _peak_within(schedule: Schedule, steps: int | None) -> float | None:
+    """The largest value in so many updates; None where it grows for ever, and nothing ends it."""
+    if steps is None:
+        return schedule.peak
+    with jax.ensure_compile_time_eval():
+        largest = float(schedule.values(steps).max())
+    # A peak that is reached is given as it was written, not as float32 holds it.
+    return (
+        schedule.peak if schedule.peak is not None and math.isclose(largest, schedule.peak, rel_tol=1e-6) else largest
+    )
+
+
 def joined(*parts: tuple[Schedule, int | None]) -> Schedule:
     """Schedules one after the other, each from its own step 0: `joined((linear(0, 1, 10), 10), (cosine(1, 90), None))`.
 
@@ -259,6 +272,6 @@ def joined(*parts: tuple[Schedule, int | None]) -> Schedule:
     last, length = parts[-1]
     ends = starts[-1] + length if length is not None else None if last.ends is None else starts[-1] + last.ends
     text = ", ".join(f"({s.text}, {n})" for s, n in parts)
-    peaks = [s.peak for s, _ in parts]
+    peaks = [_peak_within(schedule, n) for schedule, n in parts]
     peak = None if None in peaks else max(p for p in peaks if p is not None)
     return Schedule(fn, f"joined({text})", peak, ends, starts[-1] + (length or last.shown))

@@ -9,6 +9,7 @@ from jaxnn import optim
 
 PARAMS = {"mlp": {"kernel": jnp.ones((8, 4)), "bias": jnp.ones((4,))}, "embedding": jnp.ones((6, 4))}
 ADAM = optim.adam_core()
+SUM = optim.accumulate(optim.sgd(1.0), 2)
 
 
 def grouped(**named):
@@ -52,6 +53,23 @@ def test_a_leaf_that_matches_none():
 def test_a_value_that_makes_no_sense(make, message):
     """optax takes a negative rate and b2 = 1, and trains the wrong way or divides by 0."""
     with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: optim.ndim("2"), r"optim.ndim: '2' is no rank. Give whole numbers"),
+        (lambda: optim.ndim(), r"optim.ndim: no rank"),
+        (lambda: optim.path(None), r"optim.path: None is no regular expression"),
+        (lambda: optim.role("matrix") & (lambda leaf: True), r"optim: <function .* is no predicate. Write optim.role"),
+        (lambda: optim.ndim(2) | "head", r"optim: 'head' is no predicate. Write optim.role"),
+        (lambda: SUM.add(PARAMS, SUM.init(PARAMS), jnp.ones(3)), r"optim.accumulate: weight has the shape \(3,\)"),
+    ],
+)
+def test_predicates_and_weights_of_the_wrong_kind(make, message):
+    """A rank that is text matched nothing, silently; the others were Python's errors."""
+    with pytest.raises((TypeError, ValueError), match=message):
         make()
 
 

@@ -106,7 +106,7 @@ def test_what_grows_for_ever_has_no_peak():
     """Over an infinite one decay shrank nothing, and the rate of Muon's others was 0."""
     growing = optim.exponential(1e-3, 1.1)
     assert growing.peak is None
-    assert optim.joined((growing, 10), (optim.constant(1.0), None)).peak is None
+    assert optim.joined((optim.constant(1.0), 10), (growing, None)).peak is None
     assert optim.warmup(growing, 10).peak is None
     tx = optim.stages(decay=optim.decay(0.1, coupling="schedule"), lr=optim.scale_by_lr(growing))
     params = {"w": jnp.ones(2)}
@@ -114,6 +114,15 @@ def test_what_grows_for_ever_has_no_peak():
         tx.update(params, tx.init(params), params)
     with pytest.raises(ValueError, match=r"optim.muon: adam_lr=.* has no `peak`"):
         optim.muon(growing, adam_lr=1e-3)
+
+
+def test_the_peak_of_joined_parts_is_one_that_they_reach():
+    """A part that is cut off on its way up: decay(coupling="schedule") was as much too weak."""
+    cut = optim.joined((optim.linear(0.0, 1.0, 100), 11), (optim.constant(0.05), None))
+    assert cut.peak == pytest.approx(0.1)
+    assert jax.jit(lambda t: optim.joined((optim.linear(0.0, 1.0, 100), 11), (cut, 5)).peak * t)(1.0) == cut.peak
+    assert optim.joined((optim.exponential(1e-3, 2.0), 4), (optim.constant(1e-3), None)).peak == pytest.approx(8e-3)
+    assert optim.joined((optim.cosine(0.1, 90), 90), (optim.constant(0.01), None)).peak == 0.1
 
 
 def test_a_schedule_is_a_value_in_the_state():

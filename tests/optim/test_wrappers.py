@@ -111,6 +111,17 @@ def test_hyperball_stays_on_the_sphere_and_moves_by_the_rate():
         alone.update(GRADS[0], alone.init(PARAMS), PARAMS)
 
 
+def test_hyperball_of_float64_is_float64s():
+    """Its radius was float32's: at a small rate that was the larger part of an update."""
+    with jax.enable_x64(True):
+        params = {"w": jnp.asarray(PARAMS["w"], jnp.float64)}
+        tx = optim.stages(core=optim.sgd_core(), lr=optim.scale_by_lr(2.0**-20), ball=optim.hyperball(optim.ndim(2)))
+        updates, _ = tx.update({"w": jnp.asarray(GRADS[0]["w"], jnp.float64)}, tx.init(params), params)
+    w, g = (x["w"].astype(np.float64) for x in (PARAMS, GRADS[0]))
+    ahead = w - 2.0**-20 * np.linalg.norm(w) * g / np.linalg.norm(g)
+    np.testing.assert_allclose(updates["w"], np.linalg.norm(w) * ahead / np.linalg.norm(ahead) - w, atol=1e-14)
+
+
 def test_stacked_layers_have_spheres_of_their_own():
     stacked = {"blocks": {"kernel": RNG.normal(size=(2, 4, 3)).astype(np.float32) * np.array([1, 5.0])[:, None, None]}}
     tx = optim.stages(core=optim.sgd_core(), lr=optim.scale_by_lr(0.3), ball=optim.hyperball(optim.role("matrix")))
@@ -208,6 +219,16 @@ def test_averages_inside_groups_are_each_for_their_own_leaves():
     np.testing.assert_allclose(
         found["w"], sum(a * p["w"] for a, p in zip(weights, path, strict=True)) / weights.sum(), rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("make", [optim.ema, optim.lookahead, lambda tx: optim.schedule_free(optim.sgd(0.1))])
+def test_an_average_of_other_parameters_is_not_evaluated(make):
+    """jax told of prefixes of pytrees, or nothing where the shapes broadcast."""
+    state = make(optim.sgd(0.1)).init(PARAMS)
+    with pytest.raises(ValueError, match=r"optim.eval_params: .*b: float32\[.*only in the first.*Give the parameters"):
+        optim.eval_params(state, {"w": PARAMS["w"]})
+    with pytest.raises(ValueError, match=r"optim.eval_params: .*w: .* against float32\[1\]"):
+        optim.eval_params(state, PARAMS | {"w": jnp.ones(1)})
 
 
 def test_evaluation_is_at_the_average():

@@ -12,6 +12,7 @@ from jaxnn.optim.compose.scaling import full, times
 from jaxnn.optim.compose.skip import keeping
 from jaxnn.optim.compose.transformation import Context, Transformation, apply_part
 from jaxnn.optim.compose.wrapping import inner_of, wrap
+from jaxnn.optim.hyper import check_whole
 from jaxnn.typing import Array, PyTree
 
 
@@ -68,12 +69,12 @@ def accumulate(tx: optax.GradientTransformation, k: int) -> Accumulate:
         A transformation whose `update` takes `weight=` (the micro-batch's number of tokens or examples; 1 by default).
 
     Raises:
-        ValueError: If `k` is no whole number of at least 1; at trace time, if gradients do not fit the sum.
+        ValueError: If `k` is no whole number of at least 1; at trace time, if gradients do not fit the sum, or a weight
+            is no scalar.
     """
     where = "optim.accumulate"
     inner = inner_of(where, tx)
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"{where}: k is {k!r}. Give a whole number of at least 1.")
+    k = check_whole(where, "k", k)
 
     def init(params: PyTree) -> AccumulateState:
         return AccumulateState(*_nothing(params), Metrics({"empty": jnp.zeros((), jnp.float32)}), inner.init(params))
@@ -81,6 +82,8 @@ def accumulate(tx: optax.GradientTransformation, k: int) -> Accumulate:
     def add(grads: PyTree, state: AccumulateState, weight: Any = 1.0) -> AccumulateState:
         check_gradients(where, grads, state.total)
         weight = jax.lax.convert_element_type(jnp.asarray(weight), jnp.float32)
+        if weight.ndim:
+            raise ValueError(f"{where}: weight has the shape {weight.shape}. Give one number: the sum of the weights.")
 
         def one(t: Array, g: Array) -> Array:
             more = times(weight, full(g).astype(t.dtype))

@@ -4,8 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
+from jaxnn import tree
+from jaxnn.optim.compose.fits import differing
 from jaxnn.typing import Array, Params, PyTree
 
 
@@ -19,6 +22,9 @@ def eval_params(state: PyTree, params: Params) -> Params:
     Args:
         state: An optimizer's state.
         params: The trained parameters.
+
+    Raises:
+        ValueError: If the state averages other parameters.
     """
     is_node = lambda x: hasattr(x, "eval_params")  # noqa: E731
     for node in jax.tree.leaves(state, is_leaf=is_node):
@@ -27,11 +33,22 @@ def eval_params(state: PyTree, params: Params) -> Params:
     return params
 
 
-def over(fn: Callable[..., Array], own: PyTree, params: Params, *rest: PyTree) -> Params:
-    """A tree like `params`: `fn(a, p, ...)` where `own` has a leaf, `p` where it has another group's place."""
-    masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+def over(fn: Callable[[Array, Array], Array], own: PyTree, params: Params) -> Params:
+    """A tree like `params`: `fn(a, p)` where `own` has a leaf, `p` where it has another group's place.
 
-    def one(a: Any, p: Any, *more: Any) -> Any:
-        return p if masked(a) else fn(a, p, *more)
+    Raises:
+        ValueError: If `own` is of other parameters, naming leaves.
+    """
+    like = tree.leaves_by_path(params)
+    nodes = jax.tree_util.tree_leaves_with_path(own, is_leaf=_masked)
+    found = {path: like.get(path, ()) if _masked(a) else a for keys, a in nodes for path in [tree.path_name(keys)]}
+    if {path: np.shape(x) for path, x in found.items()} != {path: np.shape(x) for path, x in like.items()}:
+        raise ValueError(
+            f"optim.eval_params: the state averages others than these parameters (first against second): "
+            f"{differing(found, like)}. Give the parameters that were trained with it."
+        )
+    return jax.tree.map(lambda a, p: p if _masked(a) else fn(a, p), own, params, is_leaf=_masked)
 
-    return jax.tree.map(one, own, params, *rest, is_leaf=masked)
+
+def _masked(x: Any) -> bool:
+    return isinstance(x, optax.MaskedNode)

@@ -1,5 +1,6 @@
 """What does not fit is refused by name: leaves without a gradient, gradients and states of other parameters."""
 
+import collections
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +30,18 @@ def check_leaves(where: str, params: PyTree) -> None:
     )
 
 
+def check_paths(where: str, params: PyTree) -> None:
+    """Refuses parameters of which two have one path.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    paths = [tree.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    if len(set(paths)) < len(paths):
+        twice = next(path for path, count in collections.Counter(paths).items() if count > 1)
+        raise ValueError(f"{where}: two leaves have the path {twice!r}. Give keys without '/'.")
+
+
 def check_gradients(where: str, grads: PyTree, params: PyTree = None) -> None:
     """Refuses gradients that are none, or do not fit the parameters (or a tree like them), where those are given.
 
@@ -46,17 +59,18 @@ def check_gradients(where: str, grads: PyTree, params: PyTree = None) -> None:
     ):
         return
     raise ValueError(
-        f"{where}: gradients and parameters differ (first against second): {_shown(grads, params)}. Give gradients by "
-        "the same parameters."
+        f"{where}: gradients and parameters differ (first against second): {differing(grads, params)}. Give gradients "
+        "by the same parameters."
     )
 
 
 def checked_init(where: str, init: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`init` that refuses parameters that cannot be trained, and gives every array once."""
+    """`init` that refuses parameters that cannot be trained or told apart, and gives every array once."""
 
     @functools.wraps(init)
     def checked(params: PyTree) -> PyTree:
         check_leaves(where, params)
+        check_paths(where, params)
         return once(init(params), params)
 
     return checked
@@ -123,14 +137,14 @@ def _misfit(init: Callable[[Any], Any], like: PyTree, state: PyTree) -> str | No
         return None
     if jax.tree.structure(expected) == jax.tree.structure(state) and _shapes(expected) == _shapes(state):
         return None
-    return _shown(expected, state)
+    return differing(expected, state)
 
 
 def _shapes(values: PyTree) -> list[tuple[int, ...]]:
     return [np.shape(x) for x in jax.tree.leaves(values)]
 
 
-def _shown(left: PyTree, right: PyTree) -> str:
+def differing(left: PyTree, right: PyTree) -> str:
     """Where two trees differ, dtypes aside."""
     plain = [jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.float32), t) for t in (left, right)]
     lines = list(tree.differences(*plain))

@@ -57,10 +57,12 @@ class Predicate:
         return bool(self.test(leaf))
 
     def __and__(self, other: "Predicate") -> "Predicate":
+        check("optim", other)
         both = self.masks + other.masks
         return Predicate(lambda leaf: self(leaf) and other(leaf), f"({self.text} & {other.text})", both)
 
     def __or__(self, other: "Predicate") -> "Predicate":
+        check("optim", other)
         both = self.masks + other.masks
         return Predicate(lambda leaf: self(leaf) or other(leaf), f"({self.text} | {other.text})", both)
 
@@ -91,13 +93,20 @@ def path(pattern: str) -> Predicate:
     """
     try:
         compiled = re.compile(pattern)
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise ValueError(f"optim.path: {pattern!r} is no regular expression: {error}.") from error
     return Predicate(lambda leaf: compiled.search(leaf.path) is not None, f"path({pattern!r})")
 
 
 def ndim(*ranks: int) -> Predicate:
-    """Parameters of one of these logical ranks (axes that only stack layers do not count)."""
+    """Parameters of one of these logical ranks (axes that only stack layers do not count).
+
+    Raises:
+        ValueError: If one is no whole number, or there is none.
+    """
+    wrong = [rank for rank in ranks if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0]
+    if wrong or not ranks:
+        raise ValueError(f"optim.ndim: {f'{wrong[0]!r} is no rank' if wrong else 'no rank'}. Give whole numbers >= 0.")
     return Predicate(lambda leaf: leaf.ndim in ranks, f"ndim({', '.join(map(str, ranks))})")
 
 

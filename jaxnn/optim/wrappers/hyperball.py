@@ -16,7 +16,7 @@ from jaxnn.typing import Array, Params, PyTree
 
 
 class HyperballState(NamedTuple):
-    """The radius of each matrix: its first Frobenius norm, float32 [stacked axes]; 0 for other leaves."""
+    """The radius of each matrix: its first Frobenius norm, float32 at least [stacked axes]; 0 for other leaves."""
 
     radius: PyTree
 
@@ -47,7 +47,7 @@ def hyperball(where: select.Predicate | None = None) -> Transformation:
     def norm(leaf: select.Leaf, x: Array) -> Array:
         """Over the logical axes, kept."""
         axes = tuple(range(leaf.role.stacked, x.ndim))
-        return jnp.sqrt(jnp.sum(jnp.square(jnp.abs(full(x))), axis=axes, keepdims=True)).astype(jnp.float32)
+        return jnp.sqrt(jnp.sum(jnp.square(jnp.abs(full(x))), axis=axes, keepdims=True))
 
     def init(params: Params) -> HyperballState:
         select.check_masks("optim.hyperball: where", chosen, params)

@@ -131,7 +131,7 @@ def test_half_precision_micro_batches_add_up_in_float32():
 
 def test_what_does_not_fit_is_refused():
     for bad in (0, 1.5, True):
-        with pytest.raises(ValueError, match=r"optim.accumulate: k is .*Give a whole number of at least 1"):
+        with pytest.raises(ValueError, match=r"optim.accumulate: k is .*Give a whole number, 1 or more"):
             optim.accumulate(optim.adam(1e-3), bad)
     with pytest.raises(TypeError, match="must be an optax gradient transformation"):
         optim.accumulate(optim.adam, 2)

@@ -66,6 +66,13 @@ def test_states_that_do_not_fit(make):
         tx.update(PARAMS, optim.sgd(1e-3, 0.9).init(PARAMS), PARAMS)
 
 
+@each_way
+def test_two_leaves_of_one_path(make):
+    """What goes by path (masks, specs, summaries) took the one for the other."""
+    with pytest.raises(ValueError, match=r"^optim\.\w+: two leaves have the path 'a/b'"):
+        make().init({"a/b": jnp.ones(3), "a": {"b": jnp.ones((3, 2))}})
+
+
 def test_an_error_that_is_not_of_the_state_stays():
     tx = optim.lars(1e-3)
     with pytest.raises(ValueError, match=r"optim.lars: update needs the parameters"):
