@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxnn.optim.compose import factorizations, layers, select
 from jaxnn.optim.compose.matrices import View, in_stacks, views
 from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
+from jaxnn.optim.compose.seldom import where_due
 from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import Transformation
@@ -127,7 +128,7 @@ def psgd_kron_core(
                 ql, qr = (jnp.where(balance, x, q) for x, q in zip(balanced(*factors), factors))
                 return fit(ql, qr, mean, noise(hypers.count, numbers, mean.shape).astype(mean.dtype), h.fit_lr)
 
-            ql, qr = jax.lax.cond(due, fitted, lambda factors: factors, (ql, qr))
+            ql, qr = where_due(due, fitted, (ql, qr))
             u = apply(ql, apply(ql, mean, 0), 0, transpose=True)
             u = apply(qr, apply(qr, u, 1), 1, transpose=True)
             size = jnp.sqrt(jnp.mean(jnp.square(u), (1, 2), keepdims=True))

@@ -12,6 +12,7 @@ from jaxnn.optim.algorithms.adam import adam_core
 from jaxnn.optim.compose import factorizations
 from jaxnn.optim.compose.matrices import View, in_stacks, views
 from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
+from jaxnn.optim.compose.seldom import where_due
 from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stable import stable
 from jaxnn.optim.compose.stages import stages
@@ -124,7 +125,7 @@ def shampoo_core(
                 return inverse_root(left / share, p, h.eps), inverse_root(right / share, p, h.eps)
 
             if right.size:
-                rl, rr = jax.lax.cond(due, roots, lambda _: (rl, rr), None)
+                rl, rr = where_due(due, roots, (rl, rr))
             mean = mu / shares[0].astype(mu.dtype)
             u = rl @ mean @ rr if left.shape[-1] else mean @ rr
             return jnp.where(ready, u, mean), mu, left, right, rl, rr

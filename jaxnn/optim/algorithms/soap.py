@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxnn.optim.compose import factorizations
 from jaxnn.optim.compose.matrices import View, in_stacks, views
 from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
+from jaxnn.optim.compose.seldom import where_due
 from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import Transformation
@@ -118,20 +119,17 @@ def soap_core(
             left = mean_of(left, h.b2, g @ jnp.swapaxes(g, 1, 2))
             right = mean_of(right, h.b2, jnp.swapaxes(g, 1, 2) @ g)
 
-            def begin(_: Any) -> tuple[Array, Array, Array]:
-                return new_nu, eigenbasis(left), eigenbasis(right)
+            def begin(_: Any) -> tuple[Array, Array]:
+                return eigenbasis(left), eigenbasis(right)
 
-            def go_on(_: Any) -> tuple[Array, Array, Array]:
-                nu, q_left = next_basis(left, ql, new_nu, 1)
-                nu, q_right = next_basis(right, qr, nu, 2)
-                return nu, q_left, q_right
+            def go_on(old: Any) -> tuple[Array, Array, Array]:
+                nu, ql, qr = old
+                nu, ql = next_basis(left, ql, nu, 1)
+                nu, qr = next_basis(right, qr, nu, 2)
+                return nu, ql, qr
 
-            def keep(_: Any) -> tuple[Array, Array, Array]:
-                return new_nu, ql, qr
-
-            due = jnp.mod(t, every) == 0
-            which = jnp.where(first, 0, jnp.where(due, 1, 2)).astype(jnp.int32)
-            new_nu, ql, qr = jax.lax.switch(which, (begin, go_on, keep), None)
+            ql, qr = where_due(first, begin, (ql, qr))
+            new_nu, ql, qr = where_due(~first & (jnp.mod(t, every) == 0), go_on, (new_nu, ql, qr))
             return u, new_mu, new_nu, left, right, ql, qr
 
         moments = [[v.fold(x) for v, x in zip(known, jax.tree.leaves(t))] for t in (grads, state.mu, state.nu)]
