@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxnn import optim, tree
-from jaxnn.optim.algorithms import psgd
+from jaxnn.optim.algorithms import psgd, soap
 from jaxnn.optim.compose.matrices import Heads, views
 
 
@@ -55,6 +55,23 @@ def test_soap_turns_with_its_gradients():
     tx = optim.soap_core(every=1)
     plain, other = (updates_of(tx, gs[0], gs)[0] for gs in (grads, turned))
     close([{"w": turn @ u["w"]} for u in plain], other, 2e-3)
+
+
+@pytest.mark.parametrize("kind", ["tall", "dead rows", "zero", "full"])
+def test_soap_leaves_no_basis_to_rounding(kind):
+    """Of the null space of one gradient's statistics LAPACK gives any basis: the last bit turned a vector by 0.9."""
+    rng = np.random.default_rng(0)
+    g = rng.normal(size=(24, 24 if kind == "full" else 6)) * (kind != "zero")
+    g[10:] *= kind != "dead rows"
+    bases = []
+    for rounding in (0, 1e-7):
+        x = jnp.asarray(g * (1 + rounding * rng.normal(size=g.shape)), jnp.float32)
+        bases.append(np.asarray(soap.eigenbasis((x @ x.T)[None])[0], np.float64))
+    np.testing.assert_allclose(np.abs(np.diag(bases[0].T @ bases[1])), 1, atol=1e-4)
+    np.testing.assert_allclose(bases[0].T @ bases[0], np.eye(24), atol=1e-5)
+    turned = bases[0].T @ (g @ g.T) @ bases[0]
+    np.testing.assert_allclose(turned, np.diag(np.diag(turned)), atol=1e-5 * np.abs(turned).max())
+    assert (np.diff(np.diag(turned)) <= 1e-5 * np.abs(turned).max()).all()
 
 
 def test_shampoo_without_memory_is_the_polar_factor():

@@ -158,17 +158,25 @@ def mean_of(stats: Array, b: Array, new: Array) -> Array:
 
 
 def eigenbasis(stats: Array) -> Array:
-    """Eigenvectors as columns, of the largest eigenvalue first.
+    """Eigenvectors as columns, of the largest eigenvalue first, of symmetric [B, d, d].
 
-    One gradient leaves the longer side's statistics without full rank, and any basis of their null space would do: a
-    ramp of a millionth decides among them, so that it is not left to rounding.
+    One gradient leaves the longer side's statistics without full rank. Any basis of their null space would do, and the
+    library's would be left to rounding: another layout of the model, or another device, another run. So there the basis
+    is that of a ramp, projected: it depends on the null space alone.
     """
     d = stats.shape[-1]
     if not d:
         return stats
-    size = jnp.trace(stats, axis1=-2, axis2=-1)[..., None, None] / d
-    ramp = jnp.diag(jnp.linspace(1, 0, d, dtype=stats.dtype))
-    return factorizations.eigenvectors(stats + 1e-6 * size * ramp)[1][..., ::-1]
+    values, vectors = factorizations.eigenvectors(stats)
+    null = values <= 16 * jnp.finfo(stats.dtype).eps * values[:, -1:]
+    held = vectors * null[:, None, :].astype(vectors.dtype)
+    onto = held @ jnp.swapaxes(held, 1, 2)
+    chosen = factorizations.eigenvectors(onto * jnp.linspace(1, 0.5, d, dtype=stats.dtype) @ onto)[1]
+    rank = d - jnp.sum(null, -1, keepdims=True)
+    at = jnp.arange(d)
+    at = jnp.where(at < rank, at, d + at - rank)  # the first `rank` of the ones, then the first of the others
+    both = jnp.concatenate([vectors[:, :, ::-1], chosen[:, :, ::-1]], 2)
+    return jnp.take_along_axis(both, at[:, None, :], 2)
 
 
 def next_basis(stats: Array, q: Array, nu: Array, axis: int) -> tuple[Array, Array]:
