@@ -7,7 +7,7 @@ it.
 """
 
 import math
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -180,7 +180,7 @@ def split(where: str, what: str, n: int, fraction: float, seed: int) -> tuple[Ho
     Raises:
         ValueError: If a part would be empty.
     """
-    count = round(n * fraction) if isinstance(fraction, (int, float)) and np.isfinite(fraction) else 0
+    count = round(n * fraction) if isinstance(fraction, Real) and math.isfinite(fraction) else 0
     if not 0 < count < n:
         raise ValueError(
             f"{where}: fraction {fraction!r} of {n} {what} gives {count} and {n - count}. Tried: at least one on each "

@@ -76,6 +76,7 @@ def test_split_and_slices_partition_the_examples():
     assert not np.array_equal(second.arrays["x"], source.split(0.8, seed=2)[1].arrays["x"])
     assert second.arrays["x"].max() > 30  # drawn, not cut off at the end
     assert second.arrays["x"].min() < 70
+    assert len(source.split(np.float32(0.25))[0]) == 25  # a number as NumPy has it
     assert source[10:13].take(np.array([1]))["x"].tolist() == [11]
     assert len(source[-5:]) == 5
 

@@ -93,6 +93,7 @@ CASES = {
     "gpt, a list": (lambda: init(gpt(), [[1, 2]]), r"tokens is list \[\[1, 2\]\], no array. Tried: \[B, T\]"),
     "gpt, a text": (lambda: init(gpt(), "abc"), "tokens is str 'abc', no array"),
     "gpt, a width that is no number": (lambda: gpt(heads="2"), r"GPTConfig: heads='2'\. Tried: integers of at least 1"),
+    "gpt, a width that is a truth": (lambda: gpt(heads=True), r"GPTConfig: heads=True\. Tried: integers of at least 1"),
     "gpt, a vocabulary of floats": (lambda: gpt(vocab=11.0), r"GPTConfig: vocab=11\.0\. Tried: integers"),
     "gpt, a rate as text": (lambda: gpt(dropout="0.1"), r"GPTConfig: dropout='0.1'\. Tried: a rate in \[0, 1\)"),
     "gpt, a dtype that is none": (lambda: init(gpt(matmul_dtype="bf16"), ints(2, 4)), "matmul_dtype='bf16'"),
@@ -249,6 +250,10 @@ def test_what_is_wrong_is_told_with_what_would_be_right(case):
         call()
     assert _OURS.match(str(raised.value))
     assert "Tried: " in str(raised.value)
+
+
+def test_numbers_may_be_numpys():
+    assert gpt(heads=np.int64(2), dropout=np.float32(0.5)).config.heads == 2
 
 
 def test_parameters_of_another_size_are_not_the_models():
