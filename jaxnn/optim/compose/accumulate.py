@@ -62,7 +62,8 @@ def accumulate(tx: optax.GradientTransformation, k: int) -> Accumulate:
     `optim.metrics(state)["empty"]` counts it.
 
     Args:
-        tx: The whole optimizer, clipping included: it sees the mean gradient.
+        tx: The whole optimizer, clipping included: it sees the mean gradient, and of what else is passed (`value`,
+            `value_fn`) the last micro-batch's: an objective of all is to be passed for `sam` and `lbfgs`.
         k: Micro-batches an update; >= 1.
 
     Returns:

@@ -35,7 +35,8 @@ def skip_nonfinite(tx: optax.GradientTransformation) -> Transformation:
     which reads both anyway.
 
     Args:
-        tx: The whole optimizer, clipping included.
+        tx: The whole optimizer, clipping included. A gradient that it takes itself, as `sam` does, is not seen from
+            around it: write `sam(skip_nonfinite(...))`, which sees the first one in the second.
     """
     inner = inner_of("optim.skip_nonfinite", tx)
 

@@ -118,3 +118,13 @@ def test_what_does_not_fit_is_refused():
         optim.loss_scale(optim.adam(1e-3), factor=1.0)
     with pytest.raises(TypeError, match=r"optim.skip_nonfinite: 'tx' must be an optax gradient transformation"):
         optim.skip_nonfinite(optim.adam)
+
+
+def test_what_takes_a_gradient_itself_goes_around():
+    """Around it only the first is seen, and what the second one breaks is trained on."""
+    params = {"w": jnp.ones(3)}
+    tx = optim.sam(optim.skip_nonfinite(optim.sgd(0.1)))
+    for grads, scale in ((params, jnp.nan), (jax.tree.map(lambda g: g * jnp.inf, params), 1.0)):
+        updates, state = tx.update(grads, tx.init(params), params, value_fn=lambda p, s=scale: s * jnp.sum(p["w"] ** 2))
+        assert float(optim.metrics(state)["skipped"]) == 1
+        np.testing.assert_array_equal(updates["w"], 0)
