@@ -210,13 +210,18 @@ def function(part: Part) -> Callable[..., list[Any]]:
 
     def run(*values: Any) -> list[Any]:
         env = dict(zip((*part.given, *part.common), values, strict=True))
-        for eqn in part.eqns:
-            args = [v.val if isinstance(v, core.Literal) else env[v] for v in eqn.invars]
-            out = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(eqn.params))
-            env.update(zip(eqn.outvars, out if eqn.primitive.multiple_results else [out], strict=True))
+        evaluate(part.eqns, env)
         return [env[v] for v in part.found]
 
     return run
+
+
+def evaluate(eqns: Sequence[Any], env: dict[Any, Any]) -> None:
+    """Computes equations in order; `env` has the value of each variable that they read, and is given the results."""
+    for eqn in eqns:
+        args = [v.val if isinstance(v, core.Literal) else env[v] for v in eqn.invars]
+        out = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(eqn.params))
+        env.update(zip(eqn.outvars, out if eqn.primitive.multiple_results else [out], strict=True))
 
 
 def cut(count: int, size: int) -> list[int]:
