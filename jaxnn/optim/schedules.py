@@ -88,8 +88,8 @@ def polynomial(start: float, end: float, steps: int, power: float = 1.0) -> Sche
 def _polynomial(where: str, start: float, end: float, steps: int, power: float) -> Schedule:
     a, b, n = _number(where, "start", start), _number(where, "end", end), _count(where, "steps", steps)
     p = _number(where, "power", power)
-    fn = lambda t: b + (a - b) * (1 - jnp.minimum(t / n, 1)) ** p  # noqa: E731
-    return Schedule(fn, f"polynomial({a:g}, {b:g}, steps={n}, power={p:g})", max(a, b), n, n)
+    text = f"polynomial({a:g}, {b:g}, steps={n}, power={p:g})"
+    return Schedule(lambda t: b + (a - b) * (1 - jnp.minimum(t / n, 1)) ** p, text, max(a, b), n, n)
 
 
 def linear(start: float, end: float, steps: int) -> Schedule:
@@ -101,8 +101,12 @@ def linear(start: float, end: float, steps: int) -> Schedule:
 def cosine(peak: float, steps: int, end: float = 0.0) -> Schedule:
     """From `peak` to `end` along half a cosine in `steps` updates (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
     a, b, n = _number("cosine", "peak", peak), _number("cosine", "end", end), _count("cosine", "steps", steps)
-    fn = lambda t: b + (a - b) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(t / n, 1)))  # noqa: E731
-    return Schedule(fn, f"cosine({a:g}, steps={n}, end={b:g})", max(a, b), n, n)
+    return Schedule(lambda t: _half_cosine(a, b, t / n), f"cosine({a:g}, steps={n}, end={b:g})", max(a, b), n, n)
+
+
+def _half_cosine(a: float, b: float, share: Array) -> Array:
+    """From `a` to `b` while `share` goes from 0 to 1; flat outside."""
+    return b + (a - b) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(share, 0, 1)))
 
 
 def exponential(start: float, rate: float, every: int = 1) -> Schedule:
@@ -121,8 +125,8 @@ def exponential(start: float, rate: float, every: int = 1) -> Schedule:
 def inverse_sqrt(peak: float, warmup: int) -> Schedule:
     """Up to `peak` along a line in `warmup` updates, then peak sqrt(warmup / t) (Vaswani et al. 2017, section 5.3)."""
     a, n = _number("inverse_sqrt", "peak", peak), _count("inverse_sqrt", "warmup", warmup)
-    fn = lambda t: a * jnp.minimum((t + 1) / n, jnp.sqrt(n / (t + 1)))  # noqa: E731
-    return Schedule(fn, f"inverse_sqrt({a:g}, warmup={n})", a, None, 10 * n)
+    text = f"inverse_sqrt({a:g}, warmup={n})"
+    return Schedule(lambda t: a * jnp.minimum((t + 1) / n, jnp.sqrt(n / (t + 1))), text, a, None, 10 * n)
 
 
 def warmup(schedule: "Schedule | float", steps: int) -> Schedule:
@@ -133,7 +137,10 @@ def warmup(schedule: "Schedule | float", steps: int) -> Schedule:
     after = schedule if isinstance(schedule, Schedule) else constant(schedule)
     n = _count("warmup", "steps", steps, least=0)
     first = after(0)
-    fn = lambda t: jnp.where(t < n, first * (t + 1) / (n + 1), after.fn(jnp.maximum(t - n, 0)))  # noqa: E731
+
+    def fn(t: Array) -> Array:
+        return jnp.where(t < n, first * (t + 1) / (n + 1), after.fn(jnp.maximum(t - n, 0)))
+
     ends = None if after.ends is None else after.ends + n
     return Schedule(fn, f"warmup({after.text}, steps={n})", after.peak, ends, after.shown + n)
 
@@ -214,9 +221,9 @@ def one_cycle(
     last = low / _number(where, "end_factor", end_factor, 1.0)
 
     def fn(t: Array) -> Array:
-        bend = lambda x, y, s: y + (x - y) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(s, 0, 1)))  # noqa: E731
         top = up - 1
-        return jnp.where(t <= top, bend(low, a, t / max(top, 1)), bend(a, last, (t - top) / (n - 1 - top)))
+        down = _half_cosine(a, last, (t - top) / max(n - 1 - top, 1))
+        return jnp.where(t <= top, _half_cosine(low, a, t / max(top, 1)), down)
 
     return Schedule(fn, f"one_cycle({a:g}, steps={n}, warmup={up})", a, n, n)
 

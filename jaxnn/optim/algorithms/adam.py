@@ -55,8 +55,7 @@ def adam_core(
     hyper = Hyperparameters("optim.adam", **first_moment, b2=b2, eps=eps)
 
     def init(params: Params) -> AdamState:
-        mu = None if b1 is None else jax.tree.map(lambda p: jnp.zeros_like(full(p)), params)
-        return AdamState(hyper.init(), mu, jax.tree.map(lambda p: jnp.zeros_like(full(p).real), params))
+        return AdamState(hyper.init(), None if b1 is None else zeros(params), real_zeros(params))
 
     def update(grads: PyTree, state: AdamState, params: PyTree = None, **extra: Any) -> tuple[PyTree, AdamState]:
         del params, extra
@@ -88,6 +87,22 @@ def squared(g: Array, like: Array) -> Array:
     g = full(g)
     size = jnp.square(g) if not jnp.iscomplexobj(g) else jnp.square(g.real) + jnp.square(g.imag)
     return size if size.dtype == like.dtype else size.astype(like.dtype)
+
+
+def moments(grads: PyTree, state: Any, b1: Array, b2: Array) -> tuple[PyTree, PyTree]:
+    """Adam's `mu` and `nu` after another gradient."""
+    mu = jax.tree.map(lambda g, m: times(b1, m) + times(1 - b1, g.astype(m.dtype)), grads, state.mu)
+    return mu, jax.tree.map(lambda g, v: times(b2, v) + times(1 - b2, squared(g, v)), grads, state.nu)
+
+
+def zeros(params: Params) -> Params:
+    """Adam's `mu` before the first gradient: float32 at least."""
+    return jax.tree.map(lambda p: jnp.zeros_like(full(p)), params)
+
+
+def real_zeros(params: Params) -> Params:
+    """Adam's `nu` before the first gradient: real also for complex leaves."""
+    return jax.tree.map(lambda p: jnp.zeros_like(full(p).real), params)
 
 
 @registered(1e-2, "arXiv:1412.6980")

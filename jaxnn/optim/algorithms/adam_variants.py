@@ -5,25 +5,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.optim.algorithms.adam import AdamState, squared
-from jaxnn.optim.compose.scaling import full, scale_by_lr, times
+from jaxnn.optim.algorithms.adam import AdamState, moments, real_zeros, zeros
+from jaxnn.optim.compose.scaling import scale_by_lr, times
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import ELEMENTWISE, Transformation
 from jaxnn.optim.hyper import NONNEGATIVE, Hyperparameters, Hypers
 from jaxnn.optim.registry import registered
 from jaxnn.typing import Array, Params, PyTree, Schedule
-
-
-def moments(grads: PyTree, state: Any, b1: Array, b2: Array) -> tuple[PyTree, PyTree]:
-    """Adam's `mu` and `nu` after another gradient."""
-    mu = jax.tree.map(lambda g, m: times(b1, m) + times(1 - b1, g.astype(m.dtype)), grads, state.mu)
-    return mu, jax.tree.map(lambda g, v: times(b2, v) + times(1 - b2, squared(g, v)), grads, state.nu)
-
-
-def zeros(params: Params) -> tuple[PyTree, PyTree]:
-    """Adam's `mu` and `nu` before the first: float32 at least, of complex leaves complex and real."""
-    mu = jax.tree.map(lambda p: jnp.zeros_like(full(p)), params)
-    return mu, jax.tree.map(lambda p: jnp.zeros_like(full(p).real), params)
 
 
 class AMSGradState(NamedTuple):
@@ -55,8 +43,7 @@ def amsgrad_core(
     hyper = Hyperparameters("optim.amsgrad", b1=b1, b2=b2, eps=eps)
 
     def init(params: Params) -> AMSGradState:
-        mu, nu = zeros(params)
-        return AMSGradState(hyper.init(), mu, nu, zeros(params)[1])
+        return AMSGradState(hyper.init(), zeros(params), real_zeros(params), real_zeros(params))
 
     def update(grads: PyTree, state: AMSGradState, params: PyTree = None, **extra: Any) -> tuple[PyTree, AMSGradState]:
         del params, extra
@@ -105,14 +92,17 @@ def nadam_core(
     hyper = Hyperparameters("optim.nadam", domains=domains, b1=b1, b2=b2, eps=eps, momentum_decay=momentum_decay)
 
     def init(params: Params) -> NAdamState:
-        return NAdamState(hyper.init(), *zeros(params), jnp.ones((), jnp.float32))
+        return NAdamState(hyper.init(), zeros(params), real_zeros(params), jnp.ones((), jnp.float32))
 
     def update(grads: PyTree, state: NAdamState, params: PyTree = None, **extra: Any) -> tuple[PyTree, NAdamState]:
         del params, extra
         h, hypers = hyper.at(state.hyper)
         mu, nu = moments(grads, state, h.b1, h.b2)
-        at = lambda t: h.b1 * (1 - 0.5 * 0.96 ** (t * h.momentum_decay))  # noqa: E731
-        now, ahead = at(h.count), at(h.count + 1)
+
+        def weight(t: Array) -> Array:
+            return h.b1 * (1 - 0.5 * 0.96 ** (t * h.momentum_decay))
+
+        now, ahead = weight(h.count), weight(h.count + 1)
         product = state.product * now
         c2 = 1 - h.b2**h.count
 
@@ -171,7 +161,7 @@ def radam_core(
     hyper = Hyperparameters("optim.radam", b1=b1, b2=b2, eps=eps)
 
     def init(params: Params) -> AdamState:
-        return AdamState(hyper.init(), *zeros(params))
+        return AdamState(hyper.init(), zeros(params), real_zeros(params))
 
     def update(grads: PyTree, state: AdamState, params: PyTree = None, **extra: Any) -> tuple[PyTree, AdamState]:
         del params, extra

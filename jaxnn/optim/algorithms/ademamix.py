@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.optim.algorithms.adam import squared
-from jaxnn.optim.compose.scaling import decay, full, scale_by_lr, times
+from jaxnn.optim.algorithms.adam import moments, real_zeros, zeros
+from jaxnn.optim.compose.scaling import decay, scale_by_lr, times
 from jaxnn.optim.compose.select import Predicate, everything
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import ELEMENTWISE, Transformation
@@ -57,18 +57,13 @@ def ademamix_core(
     hyper = Hyperparameters("optim.ademamix", domains={"alpha": NONNEGATIVE}, b1=b1, b2=b2, b3=b3, alpha=alpha, eps=eps)
 
     def init(params: Params) -> AdEMAMixState:
-        zeros = lambda: jax.tree.map(lambda p: jnp.zeros_like(full(p)), params)  # noqa: E731
-        return AdEMAMixState(
-            hyper.init(), zeros(), zeros(), jax.tree.map(lambda p: jnp.zeros_like(full(p).real), params)
-        )
+        return AdEMAMixState(hyper.init(), zeros(params), zeros(params), real_zeros(params))
 
     def update(grads: PyTree, state: AdEMAMixState, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
         del params, extra
         h, hypers = hyper.at(state.hyper)
-        mean = lambda b, g, m: times(b, m) + times(1 - b, g.astype(m.dtype))  # noqa: E731
-        mu = jax.tree.map(lambda g, m: mean(h.b1, g, m), grads, state.mu)
-        slow = jax.tree.map(lambda g, m: mean(h.b3, g, m), grads, state.slow)
-        nu = jax.tree.map(lambda g, v: mean(h.b2, squared(g, v), v), grads, state.nu)
+        mu, nu = moments(grads, state, h.b1, h.b2)
+        slow = jax.tree.map(lambda g, s: times(h.b3, s) + times(1 - h.b3, g.astype(s.dtype)), grads, state.slow)
         c1, c2 = 1 - h.b1**h.count, 1 - h.b2**h.count
 
         def direction(m: Array, s: Array, v: Array) -> Array:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.optim.algorithms.adam_variants import moments, zeros
+from jaxnn.optim.algorithms.adam import moments, real_zeros, zeros
 from jaxnn.optim.algorithms.sgd import sgd_core
 from jaxnn.optim.compose import select
 from jaxnn.optim.compose.matrices import layer_norm
@@ -60,7 +60,7 @@ def lamb_core(
 
     def init(params: Params) -> LAMBState:
         select.check_masks("optim.lamb: where", where, params)
-        return LAMBState(hyper.init(), *zeros(params))
+        return LAMBState(hyper.init(), zeros(params), real_zeros(params))
 
     def update(grads: PyTree, state: LAMBState, params: PyTree = None, **extra: Any) -> tuple[PyTree, LAMBState]:
         del extra

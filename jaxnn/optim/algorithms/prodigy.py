@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.optim.algorithms.adam import squared
+from jaxnn.optim.algorithms.adam import real_zeros, squared, zeros
 from jaxnn.optim.compose.scaling import full, times
 from jaxnn.optim.compose.stages import stages
 from jaxnn.optim.compose.transformation import Transformation
@@ -76,11 +76,11 @@ def prodigy_core(
     )
 
     def init(params: Params) -> ProdigyState:
-        zeros = lambda: jax.tree.map(lambda p: jnp.zeros_like(full(p)), params)  # noqa: E731
-        nu = jax.tree.map(lambda p: jnp.zeros_like(full(p).real), params)
         d = jnp.asarray(d0, jnp.float32)
         start = jax.tree.map(lambda p: jnp.array(full(p), copy=True), params)
-        return ProdigyState(hyper.init(), zeros(), nu, zeros(), start, d, d, jnp.zeros((), jnp.float32))
+        return ProdigyState(
+            hyper.init(), zeros(params), real_zeros(params), zeros(params), start, d, d, jnp.zeros((), jnp.float32)
+        )
 
     def update(grads: PyTree, state: ProdigyState, params: PyTree = None, **extra: Any) -> tuple[PyTree, ProdigyState]:
         del extra

@@ -40,11 +40,10 @@ def _fill(
     found: Cells,
 ) -> None:
     """Fills the cells of a part and of what is in it, in the order in which they apply."""
-    join = lambda a, b: f"{a}.{b}" if a else b  # noqa: E731
     parts = part.parts if isinstance(part, Transformation) else {}
     if _is(part, "stages"):
         for name, inner in parts.items():
-            _fill(inner, params, join(stage, name), group, found)
+            _fill(inner, params, _join(stage, name), group, found)
         return
     if _is(part, "groups"):
         labels = tree.leaves_by_path(part.facts["assign"](params))
@@ -53,15 +52,19 @@ def _fill(
         if own:
             found.kinds[stage, group] = ("groups", own, list(labels))
         elif parts:
-            found.moved[stage, group] = (stage, join(group, next(iter(parts))))
+            found.moved[stage, group] = (stage, _join(group, next(iter(parts))))
         for name, inner in parts.items():
             mine = tree.map_by_path(lambda p, x, n=name: x if labels[p] == n else optax.MaskedNode(), params)
-            _fill(inner, mine, stage, join(group, name), found)
+            _fill(inner, mine, stage, _join(group, name), found)
         return
     kind, hypers, inside = _leaf_kind(part)
     found.kinds[stage, group] = (kind, hypers, list(tree.leaves_by_path(params)))
     for inner in inside:
         _fill(inner, params, stage, group, found)
+
+
+def _join(above: str, name: str) -> str:
+    return f"{above}.{name}" if above else name
 
 
 def _leaf_kind(part: optax.GradientTransformation) -> tuple[str, dict[str, Any], list[optax.GradientTransformation]]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -143,6 +143,10 @@ class ChunkedStep:
         self, members: list[split.Part], slots: dict[Any, int], made: dict[Any, Any], texts: split.Texts
     ) -> list[Call]:
         """The programs of one phase; `made` holds those that there are."""
+
+        def at(variables: Iterable[Any]) -> tuple[int, ...]:
+            return tuple(slots[v] for v in variables)
+
         numbers: dict[Any, int] = {}
         kinds = [numbers.setdefault(split.signature(part, texts), len(numbers)) for part in members]
         calls = []
@@ -152,7 +156,6 @@ class ChunkedStep:
             key = (id(members), tuple(kinds[i] for i in group))
             if key not in made:
                 made[key] = _program(chosen, common)
-            at = lambda vs: tuple(slots[v] for v in vs)  # noqa: E731
             calls.append(
                 Call(
                     made[key],

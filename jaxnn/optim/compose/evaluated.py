@@ -26,11 +26,15 @@ def eval_params(state: PyTree, params: Params) -> Params:
     Raises:
         ValueError: If the state averages other parameters.
     """
-    is_node = lambda x: hasattr(x, "eval_params")  # noqa: E731
-    for node in jax.tree.leaves(state, is_leaf=is_node):
-        if is_node(node):
+    for node in jax.tree.leaves(state, is_leaf=averages):
+        if averages(node):
             params = node.eval_params(params)
     return params
+
+
+def averages(node: Any) -> bool:
+    """Whether a node of a state knows parameters to evaluate."""
+    return hasattr(node, "eval_params")
 
 
 def over(fn: Callable[[Array, Array], Array], own: PyTree, params: Params) -> Params:

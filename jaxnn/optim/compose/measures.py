@@ -5,7 +5,7 @@ compiled program, because they write the same expression.
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -50,8 +50,7 @@ def metrics(state: PyTree) -> dict[str, Array]:
     Where several chains report the same name, it is prefixed with its place.
     """
     found: dict[str, list[tuple[str, Array]]] = {}
-    is_node = lambda x: isinstance(x, Metrics)  # noqa: E731
-    for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_node):
+    for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=lambda x: isinstance(x, Metrics)):
         if isinstance(node, Metrics):
             for name, value in node.values.items():
                 found.setdefault(name, []).append((tree.path_name(path), value))
@@ -155,10 +154,3 @@ def measure(choices: tuple[str, ...], seen: Seen) -> Metrics:
     for name in choices:
         values |= CHOICES[name](seen)
     return Metrics({name: value.astype(jnp.float32) for name, value in values.items()})
-
-
-def nodes(state: PyTree) -> Iterator[Metrics]:
-    """Every `Metrics` in a state."""
-    for node in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Metrics)):
-        if isinstance(node, Metrics):
-            yield node

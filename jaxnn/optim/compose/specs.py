@@ -114,10 +114,9 @@ def _param_specs(where: str, params: PyTree, param_specs: PyTree) -> dict[str, P
     if param_specs is None:
         shardings = {path: _sharding(leaf) for path, leaf in paths.items()}
         return {path: PartitionSpec() if s is None else s.spec for path, s in shardings.items()}
-    is_spec = lambda x: x is None or isinstance(x, PartitionSpec | NamedSharding)  # noqa: E731
     given = {
         tree.path_name(path): spec_of(leaf) or PartitionSpec()
-        for path, leaf in jax.tree_util.tree_leaves_with_path(param_specs, is_leaf=is_spec)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(param_specs, is_leaf=_is_spec)
     }
     if given.keys() != paths.keys():
         off = sorted(given.keys() ^ paths.keys())
@@ -129,6 +128,10 @@ def _param_specs(where: str, params: PyTree, param_specs: PyTree) -> dict[str, P
                 "with at most an entry an axis."
             )
     return given
+
+
+def _is_spec(x: object) -> bool:
+    return x is None or isinstance(x, PartitionSpec | NamedSharding)
 
 
 def spec_of(leaf: object) -> Any:

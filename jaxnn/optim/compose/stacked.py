@@ -12,6 +12,7 @@ import optax
 from jaxnn import tree
 from jaxnn.optim.compose import probe, select
 from jaxnn.optim.compose.apart import joined, part, starts
+from jaxnn.optim.compose.evaluated import averages
 from jaxnn.optim.compose.layers import order, unnumbered
 from jaxnn.optim.compose.transformation import (
     KINDS,
@@ -95,10 +96,10 @@ def stacked(tx: optax.GradientTransformation) -> Transformation:
                 f"{error} What it holds of masks, labels and paths is for the stacks: ask by role, rank or a path "
                 "without numbers, or put it around: optax.masked(optim.stacked(...), mask)."
             ) from error
-        averages = [node for node in jax.tree.leaves(state, is_leaf=_averages) if _averages(node)]
-        if averages:
+        found = [node for node in jax.tree.leaves(state, is_leaf=averages) if averages(node)]
+        if found:
             raise ValueError(
-                f"{where}: {label(inner)} averages parameters ({type(averages[0]).__name__}), which are not stacked "
+                f"{where}: {label(inner)} averages parameters ({type(found[0]).__name__}), which are not stacked "
                 "where they are read. Put the average around: optim.ema(optim.stacked(...))."
             )
         return StackedState(state)
@@ -275,10 +276,6 @@ def _asked(where: str, params: PyTree, ask: Callable[[PyTree], PyTree]) -> PyTre
     with stacks.declared():
         found = ask(stacks.shapes())
     return None if found is None else stacks.named(found)
-
-
-def _averages(node: Any) -> bool:
-    return hasattr(node, "eval_params")
 
 
 def _names(short: list[str], whole: list[str]) -> list[str]:
