@@ -61,8 +61,9 @@ def flat(tx: optax.GradientTransformation) -> Transformation:
     Args:
         tx: A core that treats each element alone: `adam_core`, `adamw_core`, `sgd_core`, `rmsprop_core`,
             `adagrad_core`, `lion_core`, `amsgrad_core`, `nadam_core`, `radam_core`, `ademamix_core`; or `stages` of
-            such cores, `scale_by_lr`, `clip_by_global_norm` and a `decay` of everything. What asks which leaf an
-            element is of (`groups`, `decay(where=...)`, norms of layers) and `with_state_dtype` go around it.
+            such cores, `scale_by_lr`, `clip_by_global_norm` and a `decay` of everything, in `skip_nonfinite` or
+            `loss_scale` too. What asks which leaf an element is of (`groups`, `decay(where=...)`, norms of layers) and
+            `with_state_dtype` go around it.
 
     Raises:
         TypeError: If `tx` is no gradient transformation.

@@ -12,7 +12,7 @@ from jax.extend.core import Literal
 from jaxnn import tree
 from jaxnn.optim.compose.measures import Metrics
 from jaxnn.optim.compose.scaling import times
-from jaxnn.optim.compose.transformation import Context, Transformation, apply_part
+from jaxnn.optim.compose.transformation import ELEMENTWISE, Context, Transformation, apply_part
 from jaxnn.optim.compose.wrapping import inner_of, wrap
 from jaxnn.optim.hyper import POSITIVE, check_number, check_whole
 from jaxnn.typing import Array, PyTree
@@ -49,7 +49,7 @@ def skip_nonfinite(tx: optax.GradientTransformation) -> Transformation:
         good, updates, new = _guarded(inner, updates, state.inner, params, context, extra)
         return updates, SkipState(Metrics(_counted(state, good)), new)
 
-    return wrap("skip_nonfinite", inner, init, update)
+    return wrap("skip_nonfinite", inner, init, update, facts=_elementwise(inner))
 
 
 class LossScaleState(NamedTuple):
@@ -131,7 +131,12 @@ def loss_scale(
             scale, jnp.where(grows, 0, run), Metrics({"loss_scale": scale, **_counted(state, good)}), new
         )
 
-    return wrap("loss_scale", inner, init, update)
+    return wrap("loss_scale", inner, init, update, facts=_elementwise(inner))
+
+
+def _elementwise(inner: optax.GradientTransformation) -> Mapping[str, Any]:
+    """Whether a choice for the whole step, by a norm over all elements, is elementwise: where what it wraps is."""
+    return ELEMENTWISE if isinstance(inner, Transformation) and inner.facts.get("elementwise") else {}
 
 
 def _counted(state: SkipState | LossScaleState, good: Array) -> dict[str, Array]:

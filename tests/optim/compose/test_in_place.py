@@ -63,6 +63,18 @@ def test_updates_and_state_are_those_by_leaves(name):
     )
 
 
+def test_a_step_that_is_skipped_leaves_the_vectors_as_they_were():
+    params = parameters()
+    tx = optim.flat(optim.skip_nonfinite(optim.adamw(1e-2)))
+    state = tx.init(params)
+    _, state = tx.update(params, state, params)
+    bad = {**params, "c": params["c"].at[7].set(jnp.nan)}
+    updates, after = jax.jit(tx.update)(bad, state, params)
+    assert all(not jnp.any(u) for u in jax.tree.leaves(updates))
+    assert optim.metrics(after)["skipped"] == 1
+    jax.tree.map(np.testing.assert_array_equal, *(optim.get(s, "adam") for s in (state, after)))
+
+
 def test_a_population_of_it_is_its_members():
     params = {"a": jnp.ones((128, 64)), "b": jnp.full((64, 128), 2.0)}
     tx = optim.flat(optim.sgd(1e-2, momentum=0.9))
@@ -73,14 +85,17 @@ def test_a_population_of_it_is_its_members():
         jax.tree.map(lambda a, b, k=k: np.testing.assert_allclose(a[k], b, rtol=1e-6), found, expected)
 
 
-def test_a_donated_step_copies_no_array_and_takes_few():
+@pytest.mark.parametrize("around", [lambda tx: tx, optim.skip_nonfinite], ids=["plain", "skip"])
+def test_a_donated_step_copies_no_array_and_takes_few(around):
     """Of 64 leaves, AdamW's moments are two arrays; a copy of one would be all of them once more."""
     tx = optim.flat(
-        optim.stages(
-            clip=optim.clip_by_global_norm(1.0),
-            adam=optim.adamw_core(),
-            decay=optim.decay(0.1),
-            lr=optim.scale_by_lr(1e-3),
+        around(
+            optim.stages(
+                clip=optim.clip_by_global_norm(1.0),
+                adam=optim.adamw_core(),
+                decay=optim.decay(0.1),
+                lr=optim.scale_by_lr(1e-3),
+            )
         )
     )
     params = {f"layer_{i}": jax.ShapeDtypeStruct((128, 64), jnp.float32) for i in range(16)}
