@@ -172,6 +172,7 @@ def arms(count: int) -> Iterator[tuple[str, float | None, int, dict[str, Step]]]
         {
             "optax": one(optax.adamw(LR, weight_decay=0.01)),
             "jaxnn": one(optim.adamw(LR)),
+            "jaxnn, flat": one(optim.flat(optim.adamw(LR))),
             "by hand": running(fused, params, (jnp.zeros((), jnp.int32), zeros(), zeros()), grads),
             "one flat vector": running(
                 update(optim.adamw(LR)),
@@ -184,12 +185,23 @@ def arms(count: int) -> Iterator[tuple[str, float | None, int, dict[str, Step]]]
         },
     )
     clip = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(LR, weight_decay=0.01))
-    yield "clip and adamw", 0.6, 1, {"optax": one(clip), "jaxnn": one(clipped())}
+    yield (
+        "clip and adamw",
+        0.6,
+        1,
+        {"optax": one(clip), "jaxnn": one(clipped()), "jaxnn, flat": one(optim.flat(clipped()))},
+    )
     if count == LOOPED:
         forms = {"optax": clip, "jaxnn": clipped()}
         yield f"the same, {LOOP} steps a call", None, 1, {name: looped(tx, params) for name, tx in forms.items()}
     skip = optax.apply_if_finite(optax.adamw(LR, weight_decay=0.01), 10)
-    yield "skip what is not finite", 0.6, 1, {"optax": one(skip), "jaxnn": one(optim.skip_nonfinite(optim.adamw(LR)))}
+    skipping = optim.skip_nonfinite(optim.adamw(LR))
+    yield (
+        "skip what is not finite",
+        0.6,
+        1,
+        {"optax": one(skip), "jaxnn": one(skipping), "jaxnn, flat": one(optim.flat(skipping))},
+    )
     steps = optax.MultiSteps(optax.adamw(LR, weight_decay=0.01), 4).gradient_transformation()
     branch = one(optim.accumulate(optim.adamw(LR), 4))
     halves = accumulated(4, params, grads)
@@ -235,24 +247,24 @@ def timed(steps: Mapping[str, Step], units: int, rounds: int) -> dict[str, np.nd
 
 
 def show(what: str, most: float | None, times: Mapping[str, np.ndarray]) -> bool:
-    """Prints a comparison; says whether ours is within its bound."""
+    """Prints a comparison; says whether one of our forms is within the bound."""
     base = next(iter(times))
-    met = True
+    within = []
     for name, seconds in times.items():
         wall, log = np.log(seconds / times[base]).T
         interval = statistics.median_interval(log, 0.95)
         ratio = float(np.exp(np.median(log)))
         said = ""
-        if name == "jaxnn" and most is not None:
-            met = ratio <= most
-            said = f"  {'met' if met else 'MISSED'} (must {most:g})"
+        if name in ("jaxnn", "jaxnn, flat") and most is not None:
+            within.append(ratio <= most)
+            said = f"  {'met' if within[-1] else 'MISSED'} (must {most:g})"
         bounds = "" if name == base else f" [{np.exp(interval.low):.2f}, {np.exp(interval.high):.2f}]"
         print(
             f"  {what:26} {name:22} {1e3 * np.median(seconds[:, 0]):8.1f} ms (x {np.exp(np.median(wall)):.2f})  "
             f"CPU {1e3 * np.median(seconds[:, 1]):8.1f} ms  x {ratio:.2f}{bounds}{said}",
             flush=True,
         )
-    return met
+    return any(within) or not within
 
 
 # ---- thousands of leaves
