@@ -49,7 +49,7 @@ def flat(tx: optax.GradientTransformation) -> Transformation:
     to call a program with the arrays that it takes and gives. Small leaves are one vector, so that of AdamW's three
     kernels a leaf one is left, which adds its part of the vector, in any program that the update is part of. Large
     leaves, of 8,192 elements or more, would be copied for longer than their kernels take: of these only the state lies
-    in vectors, and on CPU it is written there, part after part; that compiles no faster than leaf by leaf.
+    in vectors, and on one CPU device it is written there, part after part; that compiles no faster than leaf by leaf.
 
     The price is that the state has no leaf for each parameter: `state_specs` splits vectors as a whole (by `zero_axis`
     where that divides their size), a checkpoint of it wants the same leaves in the same order, and `migrate` from a
@@ -104,7 +104,7 @@ def flat(tx: optax.GradientTransformation) -> Transformation:
 
         found = None
         apart = {name: row for name, row in rows.items() if name != _SMALL and len(row) > 1}
-        if apart and jax.default_backend() == "cpu":
+        if apart and jax.default_backend() == "cpu" and jax.device_count() == 1:  # over several it might be sharded
             given = [None if x is None else _by_row(x, rows, apart) for x in (leaves, weights)]
             shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), given[0])
             found = update_in_place(run, state.inner, jax.eval_shape(inner.init, shapes), *given)

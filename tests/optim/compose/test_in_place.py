@@ -23,6 +23,11 @@ CORES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
 def parameters():
     """Two small leaves, and three in a vector that is written in place."""
     shapes = {"a": (128, 64), "b": (3,), "c": (8_192,), "d": (2, 3), "e": (64, 128)}
@@ -112,6 +117,12 @@ def test_a_donated_step_copies_no_array_and_takes_few(around):
     assert len(re.findall(r"= f32\[131072\]\S* fusion\(", entry)) == 32  # a moment's part is one kernel
     assert compiled.memory_analysis().temp_size_in_bytes < 8_192
     assert [x.shape for x in jax.tree.leaves(state) if x.ndim] == [(131_072,), (131_072,)]
+
+
+def test_over_devices_vectors_are_not_taken_apart(monkeypatch):
+    monkeypatch.undo()
+    tx, params = optim.flat(optim.adamw(1e-2)), parameters()
+    assert "dynamic_update_slice" not in str(jax.make_jaxpr(tx.update)(params, tx.init(params), params))
 
 
 def test_what_reads_old_parts_of_others_is_left_alone():
