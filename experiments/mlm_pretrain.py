@@ -185,7 +185,7 @@ def guesses(cfg: Config, run: train.Run) -> list[list[str]]:
     """A hidden token of each of a dozen held-out rows: what stands around it, the token, the likeliest three."""
     tokens, texts = words(cfg), prose(cfg.data)[1]
     rows = hidden(cfg, texts[:: max(1, len(texts) // 12)])
-    seen = rows.take(np.arange(0, len(rows), max(1, len(rows) // 12))[:12], step=0)
+    seen = rows.take(np.arange(0, len(rows), max(1, len(rows) // 12))[:12])
     likely = jax.nn.softmax(train.predict(run.task, run.state, data.Arrays(seen)))
     found = []
     for i, (x, segment, places) in enumerate(zip(seen["x"], seen["segment"], seen["places"])):

@@ -75,7 +75,7 @@ def check_sizes(where: str, sizes: Mapping[str, Any], least: int = 1) -> None:
     """
     for name, value in sizes.items():
         given = value if isinstance(value, tuple) else (value,)
-        if not given or not all(isinstance(n, Integral) and not isinstance(n, bool) and n >= least for n in given):
+        if not given or not all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) >= least for n in given):
             raise ValueError(
                 f"models.{where}: {name}={value!r}. Tried: integers of at least {least}. Write such sizes."
             )
@@ -87,7 +87,7 @@ def check_rate(where: str, name: str, value: Any) -> None:
     Raises:
         ValueError: Naming it.
     """
-    if not isinstance(value, Real) or not 0 <= value < 1:
+    if not isinstance(value, Real) or not 0 <= float(value) < 1:
         raise ValueError(f"models.{where}: {name}={value!r}. Tried: a rate in [0, 1). Write 0.1, say.")
 
 
