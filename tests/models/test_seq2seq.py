@@ -53,7 +53,7 @@ class Reader(nn.Module):
         return models.layers.Dense(2, role="head")(context)
 
 
-@pytest.mark.parametrize("images", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("images", [False, True])
 def test_it_pools_for_classifiers_over_sequences_and_over_images(images):
     if images:  # is there a bright spot anywhere?
         x = 0.1 * DRAW.normal(size=(64, 6, 6, 1)).astype(np.float32)
