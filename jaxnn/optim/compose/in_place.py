@@ -84,7 +84,10 @@ def update_in_place(
         for new, start, shape in zip(shaped.new[vector.at], vector.places, vector.shapes, strict=True):
             env[new] = jax.lax.reshape(part(leaves[vector.at], start, math.prod(shape)), shape)
     evaluate(_needed(shaped.eqns, shaped.rest(vectors), env), env)
-    value = lambda v: v.val if isinstance(v, core.Literal) else env[v]  # noqa: E731
+
+    def value(v: Any) -> Any:
+        return v.val if isinstance(v, core.Literal) else env[v]
+
     found = [leaf if isinstance(v, list) else value(v) for leaf, v in zip(leaves, shaped.new, strict=True)]
     return jax.tree.map(value, shaped.updates), treedef.unflatten(found)
 
